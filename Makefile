@@ -1,0 +1,52 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DOCS := $(VENV)/.installed-docs
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench train clean
+
+help:
+	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
+	@echo "make test   lint, then the test suite"
+	@echo "make lint   ruff check, ruff format --check, mypy --strict"
+	@echo "make docs   build the documentation into site/ (strict)"
+	@echo "make bench  what the engine adds to a call"
+	@echo "make train  train the reference models again (tens of minutes; replaces the committed weights)"
+	@echo "make clean  remove what the other targets wrote; keeps $(VENV) and training/runs"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/pip install -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m cachepolicies.reference.demo --out demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(INSTALLED_DOCS)
+	$(BIN)/mkdocs build --strict
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/overhead.py
+
+train: $(INSTALLED)
+	$(BIN)/python training/train_classifier.py
+	$(BIN)/python training/train_video_dit.py
+	$(BIN)/python training/train_image_dit.py
+
+clean:
+	rm -rf demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests training bench plugins -name __pycache__ -type d -prune -exec rm -rf {} +

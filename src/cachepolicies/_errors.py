@@ -1,0 +1,54 @@
+"""The exceptions and warnings of the library; each message names what was wrong, the value, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CachePoliciesError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class InputError(CachePoliciesError, ValueError):
+    """A call of the denoiser had an input or an output that cannot be cached or sliced safely."""
+
+
+class SettingsError(CachePoliciesError, ValueError):
+    """A setting has an unknown name, a wrong type, or a value out of range."""
+
+
+class RunError(CachePoliciesError, ValueError):
+    """The calls do not fit the run that was declared, or the branches are not told apart."""
+
+
+class PolicyError(CachePoliciesError, TypeError):
+    """A policy or a substitute broke its contract."""
+
+
+class NeedsError(CachePoliciesError, ValueError):
+    """A policy needs something (a profile, the run length, a signal) that was not provided."""
+
+
+class ProfileError(CachePoliciesError, ValueError):
+    """A profile cannot be read, is not valid, or was calibrated for something else."""
+
+
+class PluginError(CachePoliciesError):
+    """A plugin cannot be loaded or registered."""
+
+
+class UnknownNameError(CachePoliciesError, LookupError):
+    """A name is not registered; the message lists the known ones and the nearest match."""
+
+
+class CacheWarning(UserWarning):
+    """Something worth knowing about a run, for example that nothing was reused."""
+
+
+def nearest_match_hint(name: str, known: Iterable[str]) -> str:
+    """Return the known names as one sentence, preceded by ``did you mean ...?`` where one of them is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(names) if names else '(none)'}"
