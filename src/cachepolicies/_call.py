@@ -1,0 +1,184 @@
+"""The calling convention of a denoiser: where x and t are among its arguments, and how to pass some rows only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from cachepolicies._errors import InputError, SettingsError
+
+X_NAMES = ("x", "hidden_states", "sample", "latents")
+T_NAMES = ("t", "timestep", "sigma", "timesteps")
+
+
+@frozen(eq=False)
+class Signature:
+    """Where a denoiser takes its latent and its noise level.
+
+    Attributes:
+        x_names: keyword names that may hold x.
+        t_names: keyword names that may hold t.
+        x_place: position of x.
+        t_place: position of t.
+        names: names of the positional parameters, as far as they are known.
+        batched: names of the arguments that have one row per sample, or ``None`` to tell by their first dimension.
+    """
+
+    x_names: tuple[str, ...]
+    t_names: tuple[str, ...]
+    x_place: int
+    t_place: int
+    names: tuple[str, ...]
+    batched: frozenset[str] | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Callable[..., Any],
+        x_name: str | None = None,
+        t_name: str | None = None,
+        batched: Collection[str] | None = None,
+    ) -> Signature:
+        """Inspect a model.
+
+        Args:
+            model: any callable ``f(x, t, *args, **kwargs)``.
+            x_name: name of its latent argument; by default one of ``x, hidden_states, sample, latents``, or else the
+                first.
+            t_name: name of its noise-level argument; by default one of ``t, timestep, sigma, timesteps``, or else the
+                second.
+            batched: see the class.
+
+        Raises:
+            SettingsError: a name given is not an argument of the model.
+        """
+        names, open_ended = _parameters(model)
+        for setting, name in (("x_name", x_name), ("t_name", t_name), *(("batched", b) for b in batched or ())):
+            if name is not None and name not in names and not open_ended:
+                raise SettingsError(f"{setting} names {name!r}, but the model's arguments are {', '.join(names)}")
+        x_names = (x_name,) if x_name else X_NAMES
+        t_names = (t_name,) if t_name else T_NAMES
+        return cls(
+            x_names,
+            t_names,
+            _place(names, x_names, 0),
+            _place(names, t_names, 1),
+            names,
+            None if batched is None else frozenset(batched),
+        )
+
+    def find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Return x and t of a call.
+
+        Raises:
+            InputError: one of them is missing, or x is no floating-point tensor with a batch dimension.
+        """
+        x = self._argument("x", self.x_names, self.x_place, args, kwargs)
+        t = self._argument("t", self.t_names, self.t_place, args, kwargs)
+        if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+            kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InputError(f"x is {kind}; the latent is a floating-point tensor (B, ...)")
+        if x.ndim < 1 or x.numel() == 0:
+            raise InputError(f"x has shape {tuple(x.shape)}; the latent is (B, ...) with at least one element")
+        return x, t
+
+    def conditioning(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return every argument but x and t."""
+        rest = [value for place, value in enumerate(args) if place not in (self.x_place, self.t_place)]
+        rest += [value for name, value in kwargs.items() if name not in self.x_names and name not in self.t_names]
+        return tuple(rest)
+
+    def check_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> None:
+        """Check that every tensor argument can be sliced by rows.
+
+        Raises:
+            InputError: the first dimension of one is neither 1 nor the batch size.
+        """
+        self.slice(args, kwargs, batch, None)
+
+    def slice(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, rows: Tensor | None
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments for some rows of the batch.
+
+        Args:
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+            batch: rows of x.
+            rows: ``(n,)`` int64 indices, ``None`` to take all (and only check).
+
+        Returns:
+            The arguments with every batched tensor, also in nested lists, tuples and dicts, cut to ``rows``.
+
+        Raises:
+            InputError: see `check_rows`.
+        """
+        positional = [
+            self._slice_argument(self.names[place] if place < len(self.names) else f"argument {place}", v, batch, rows)
+            for place, v in enumerate(args)
+        ]
+        return positional, {name: self._slice_argument(name, v, batch, rows) for name, v in kwargs.items()}
+
+    def _slice_argument(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
+        always = name in self.x_names or name in self.t_names
+        if self.batched is not None and not always and name not in self.batched:
+            return value
+        return self._slice_value(name, value, batch, rows)
+
+    def _slice_value(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
+        if isinstance(value, Tensor):
+            if value.ndim == 0 or (value.shape[0] == 1 and batch != 1):
+                return value
+            if value.shape[0] != batch:
+                raise InputError(
+                    f"argument {name!r} has shape {tuple(value.shape)}: its first dimension fits neither 1 nor the "
+                    f"batch of {batch}. Name the arguments that have one row a sample, batched=(...), or decide once "
+                    "for the whole batch, per_sample=False"
+                )
+            return value if rows is None else value.index_select(0, rows.to(value.device))
+        if isinstance(value, Mapping):
+            return {key: self._slice_value(f"{name}[{key!r}]", item, batch, rows) for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and any(isinstance(item, (Tensor, list, tuple, dict)) for item in value):
+            items = [self._slice_value(f"{name}[{i}]", item, batch, rows) for i, item in enumerate(value)]
+            return tuple(items) if isinstance(value, tuple) else items
+        return value
+
+    def _argument(
+        self, what: str, keywords: Sequence[str], place: int, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        if place < len(args):
+            return args[place]
+        for keyword in keywords:
+            if keyword in kwargs:
+                return kwargs[keyword]
+        raise InputError(
+            f"the call has no {what}: it was looked for at position {place} and as {', '.join(keywords)}=; set "
+            f"{what}_name to the name of the argument"
+        )
+
+
+def rows_index(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Return row numbers as an int64 tensor on ``device``."""
+    return torch.as_tensor(rows, dtype=torch.int64, device=device)
+
+
+def _parameters(model: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
+    target = model.forward if isinstance(model, nn.Module) else model
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # a callable without a readable signature
+        return (), True
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(p.name for p in parameters if p.kind in kinds)
+    keyword_only = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    open_ended = any(p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for p in parameters)
+    return (*names, *keyword_only), open_ended
+
+
+def _place(names: Sequence[str], wanted: Sequence[str], otherwise: int) -> int:
+    return next((names.index(name) for name in wanted if name in names), otherwise)

@@ -1,0 +1,362 @@
+"""The engine: the one control flow that serves every policy and every way in.
+
+Form the step, ask the policy, evaluate or substitute, tell the policy, record.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from cachepolicies._errors import CacheWarning, InputError, NeedsError, PolicyError, RunError
+from cachepolicies._guards import Peaks, guard, reader, remember
+from cachepolicies._layout import Layout
+from cachepolicies._policy import CachePolicy, Decision
+from cachepolicies._reasons import SHAPE_CHANGED
+from cachepolicies._run import SHARED, Call, Declaration, Group, Run, check_declared
+from cachepolicies._step import RunInfo, Step
+from cachepolicies._substitute import Substitute
+from cachepolicies._trace import AuditRecord, CallRecord, Trace
+from cachepolicies._units import difference, row_rms
+from cachepolicies.profiles.schema import Profile
+
+Evaluate = Callable[["Sequence[int] | None"], Tensor]
+"""Evaluates the model on some rows of the batch, or on all of them (``None``), and returns ``(rows, ...)``."""
+
+FEW_STEPS = 5
+"""Runs shorter than this have too few steps to gain from reuse."""
+
+
+@frozen
+class EngineSettings:
+    """How the engine treats batches and branches.
+
+    Attributes:
+        copies: how often each sample stands in the batch (2 for a batch doubled for guidance).
+        per_sample: whether every sample decides for itself.
+        shared_branches: whether branches at the same t follow one decision.
+        audit: fraction of the reused calls that is evaluated all the same.
+        audit_seed: seed of the choice of audited calls.
+    """
+
+    copies: int = 1
+    per_sample: bool = True
+    shared_branches: bool = True
+    audit: float = 0.0
+    audit_seed: int = 0
+
+
+class Engine:
+    """Runs one policy over the calls of one denoiser. Not for concurrent use by several threads."""
+
+    def __init__(
+        self,
+        policy: CachePolicy,
+        substitute: Substitute,
+        profile: Profile | None,
+        settings: EngineSettings,
+        notes: Callable[[RunInfo], Sequence[str]] = lambda info: (),
+    ) -> None:
+        self.policy = policy
+        self.substitute = substitute
+        self.profile = profile
+        self.settings = settings
+        self.trace = self._new_trace()
+        self._notes = notes
+        self._run: Run | None = None
+        self._declaration: Declaration | None = None
+        self._audit = random.Random(settings.audit_seed)
+        self._warned: set[str] = set()
+        self._rises = 0
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """What was said of the run in progress, if it was declared."""
+        return self._declaration
+
+    @contextmanager
+    def declared(self, declaration: Declaration) -> Iterator[Trace]:
+        """Declare the run that happens inside the context; nothing of it is remembered afterwards.
+
+        Raises:
+            RunError: a declared run is in progress already.
+        """
+        if self._declaration is not None:
+            raise RunError("a declared run is in progress on this denoiser; leave it before starting another")
+        self._close()
+        self._declaration = declaration
+        self.trace = self._new_trace()
+        try:
+            yield self.trace
+            self._warn_if_pointless()
+        finally:
+            self._declaration = None
+            self.reset()
+
+    def slices(self, batch: int) -> bool:
+        """Whether a batch of this many rows may be evaluated in part."""
+        return self.policy.reuses and self.settings.per_sample and batch > self.settings.copies
+
+    def reset(self) -> None:
+        """Forget the run in progress. The trace stays."""
+        self._run = None
+
+    def call(self, call: Call, evaluate: Evaluate) -> Tensor:
+        """Serve one call: return the model's output, or what stands in for it, row by row.
+
+        Args:
+            call: where the denoiser is called.
+            evaluate: evaluates the model there.
+
+        Returns:
+            ``(B, ...)`` the caller may change it in place. If every row was evaluated it is the model's own tensor.
+
+        Raises:
+            InputError, RunError, NeedsError, PolicyError: see their messages. After any exception, from the model
+                too, nothing of the run is remembered.
+        """
+        try:
+            return self._serve(call, evaluate)
+        except BaseException:
+            self.reset()
+            raise
+
+    def _serve(self, call: Call, evaluate: Evaluate) -> Tensor:
+        peaks = Peaks(call.x) if self.policy.reuses else None
+        run = self._enter(call, peaks)
+        group = self._group(run, call.branch)
+        info = run.info
+        step = Step(call.x.detach(), call.t, call.branch, info.index(call.t), info, reader(run))
+        followed = group.decision if group.t == call.t and call.branch not in group.served else None
+        if followed is None:
+            wanted = self._decide(step, group.state)
+            group.point, group.t, group.served = run.next_point(), call.t, set()
+        else:
+            wanted = followed
+        decision = wanted if peaks is None else guard(run, group, call, wanted, peaks)
+        output = self._carry_out(run, call, group.point, decision, evaluate, peaks)
+        if followed is None:
+            group.decision = decision
+            group.state = self.policy.observe(step, decision, output, group.state)
+            for d, reuse in enumerate(decision.reuse):
+                if not reuse:
+                    group.refreshed[d] = group.point
+        group.served.add(call.branch)
+        run.remember(call, None if peaks is None else peaks.host)
+        audit = self._audited(info.layout, call, decision, output, evaluate)
+        self._record(call, decision, followed is None, step.index, audit)
+        return output
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, call: Call, peaks: Peaks | None) -> Run:
+        run, cause = self._run, None
+        if run is not None:
+            run.refuse_unlabelled_branches(call, None if peaks is None else peaks.host)
+            cause = run.restart_cause(call)
+            if cause is None:
+                return run
+        declaration = self._declaration
+        if declaration is not None:
+            check_declared(declaration, call.t)
+            if cause is not None:
+                self.trace.notes.append(f"the run restarted at call {self.trace.calls}: {cause}")
+        elif self.policy.needs.run_length:
+            raise NeedsError(
+                f"policy {self.policy.name!r} with these settings needs the run length; call the denoiser inside "
+                "`with denoiser.run(timesteps=...):`"
+            )
+        else:
+            self._note_rising_t(run, call)
+            self._close()
+            self.trace = self._new_trace()
+        self._run = self._begin(call, declaration, cause)
+        return self._run
+
+    def _begin(self, call: Call, declaration: Declaration | None, cause: str | None) -> Run:
+        x, settings = call.x, self.settings
+        if x.shape[0] % settings.copies:
+            raise InputError(
+                f"x has {x.shape[0]} rows, which is no multiple of the {settings.copies} guidance rows of a sample; "
+                'use cfg="separate", or pass the doubled batch'
+            )
+        info = RunInfo(
+            first_t=call.t,
+            timesteps=None if declaration is None else declaration.timesteps,
+            layout=Layout(x.shape[0], settings.copies, settings.per_sample),
+            shape=tuple(x.shape),
+            dtype=x.dtype,
+            device=x.device,
+            profile=self.profile,
+        )
+        self._audit = random.Random(settings.audit_seed)
+        for note in self._notes(info):
+            if note not in self.trace.notes:
+                self.trace.notes.append(note)
+        return Run(info, self.trace.notes, restarted_by_shape=cause == SHAPE_CHANGED)
+
+    def _group(self, run: Run, branch: str) -> Group:
+        key = SHARED if self.settings.shared_branches else branch
+        group = run.groups.get(key)
+        if group is None:
+            group = run.groups[key] = Group(self.policy.start(run.info), [-1] * run.info.decisions)
+        return group
+
+    def _new_trace(self) -> Trace:
+        return Trace(self.policy.name, self.substitute.name)
+
+    def _close(self) -> None:
+        if self._run is not None:
+            self._warn_if_pointless()
+            self._run = None
+
+    def _warn_if_pointless(self) -> None:
+        trace, declaration = self.trace, self._declaration
+        if not self.policy.reuses or trace.calls < 2:
+            return
+        if declaration is not None and len(declaration.timesteps) < FEW_STEPS:
+            steps = len(declaration.timesteps)
+            self._warn("few steps", f"a run of {steps} steps has too few to gain much from reuse")
+        elif all(all(record.evaluated) for record in trace.records):
+            why = ", ".join(f"{reason} ({n})" for reason, n in list(trace.reasons().items())[:3])
+            self._warn("no reuse", f"nothing was reused in a run of {trace.calls} calls: {why}{_nearest(trace)}")
+
+    def _note_rising_t(self, run: Run | None, call: Call) -> None:
+        """Warn where every new t begins a new run: without a declaration t is taken to fall."""
+        rose = run is not None and call.t > run.last_t == run.info.first_t
+        self._rises = self._rises + 1 if rose else 0
+        if self._rises == FEW_STEPS and self.policy.reuses:
+            self._warn(
+                "rising t",
+                "t rises from call to call, and each rise begins a new run; declare the rising timesteps with "
+                "`denoiser.run(timesteps=...)`",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self.trace.notes.append(message)
+            warnings.warn(f"{self.policy.name}: {message}", CacheWarning, stacklevel=4)
+
+    # -- deciding -----------------------------------------------------------------------------------------------
+
+    def _decide(self, step: Step, state: object) -> Decision:
+        decision = self.policy.decide(step, state)
+        if not isinstance(decision, Decision):
+            raise PolicyError(f"policy {self.policy.name!r} decided {decision!r}; decide returns a Decision")
+        count = step.run.decisions
+        for part in ("reuse", "reason", "score", "tolerance"):
+            values = getattr(decision, part)
+            if values is None and part in ("score", "tolerance"):
+                continue
+            if not isinstance(values, tuple) or len(values) != count:
+                size = f"of length {len(values)}" if isinstance(values, tuple) else f"as a {type(values).__name__}"
+                raise PolicyError(
+                    f"policy {self.policy.name!r} returned {part} {size}; it is a tuple of {count}, one entry for each "
+                    "deciding sample"
+                )
+        if any(type(reuse) is not bool for reuse in decision.reuse):
+            raise PolicyError(f"policy {self.policy.name!r} returned reuse {decision.reuse!r}; its entries are bools")
+        return decision
+
+    # -- carrying out -------------------------------------------------------------------------------------------
+
+    def _carry_out(
+        self,
+        run: Run,
+        call: Call,
+        point: int,
+        decision: Decision,
+        evaluate: Evaluate,
+        peaks: Peaks | None,
+    ) -> Tensor:
+        layout, batch = run.info.layout, run.info.layout.rows
+        if not any(decision.reuse):
+            output = _checked(evaluate(None), batch)
+            if peaks is not None:
+                remember(run, call, point, output, None, peaks, self.substitute.history)
+            return output
+        history = run.stores[call.branch].history
+        output = self.substitute.predict(call.t, history)
+        if any(output is refresh.output for refresh in history):
+            output = output.clone()  # the sampler may change what it gets in place
+        rows = layout.select([not reuse for reuse in decision.reuse])
+        if rows:
+            fresh = _checked(evaluate(rows), len(rows))
+            if fresh.shape[1:] != output.shape[1:] or fresh.dtype != output.dtype:
+                raise InputError(
+                    f"the denoiser returned {tuple(fresh.shape)} {fresh.dtype} for {len(rows)} of {batch} rows, and "
+                    f"{tuple(output.shape)} {output.dtype} before; use per_sample=False if its output depends on the "
+                    "size of the batch"
+                )
+            output = output.index_copy(0, torch.as_tensor(rows, device=output.device), fresh)
+            if peaks is not None:
+                remember(run, call, point, fresh, rows, peaks, self.substitute.history)
+        return output
+
+    # -- recording ----------------------------------------------------------------------------------------------
+
+    def _audited(
+        self, layout: Layout, call: Call, decision: Decision, output: Tensor, evaluate: Evaluate
+    ) -> AuditRecord | None:
+        """Evaluate a reused call after all, if the draw says so; nothing but the trace learns of it."""
+        if not self.settings.audit or not any(decision.reuse) or self._audit.random() >= self.settings.audit:
+            return None
+        rows = layout.select(decision.reuse)
+        devices = [call.x.device] if call.x.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            true = _checked(evaluate(None if len(rows) == layout.rows else rows), len(rows))
+        held = output if len(rows) == layout.rows else output[torch.as_tensor(rows, device=output.device)]
+        errors = [math.nan] * layout.rows
+        for row, error in zip(rows, row_rms(difference(true, held.detach())).tolist(), strict=True):
+            errors[row] = error
+        return AuditRecord(layout.pool_rms(errors), decision.score)
+
+    def _record(
+        self, call: Call, decision: Decision, leads: bool, index: int | None, audit: AuditRecord | None
+    ) -> None:
+        evaluated = tuple(not reuse for reuse in decision.reuse)
+        self.trace.records.append(
+            CallRecord(
+                t=call.t,
+                branch=call.branch,
+                evaluated=evaluated,
+                reason=decision.reason,
+                score=decision.score,
+                tolerance=decision.tolerance,
+                led=leads,
+                index=index,
+                model_called=any(evaluated),
+                audit=audit,
+            )
+        )
+
+
+def _nearest(trace: Trace) -> str:
+    """Return how far the nearest score was from its tolerance, as the end of a sentence."""
+    pairs = [
+        (score, tolerance)
+        for record in trace.records
+        for score, tolerance in zip(record.score or (), record.tolerance or (), strict=False)
+        if score > tolerance
+    ]
+    if not pairs:
+        return ""
+    score, tolerance = min(pairs, key=lambda pair: pair[0] - pair[1])
+    return f"; the nearest score was {score:.3g}, against a tolerance of {tolerance:.3g}"
+
+
+def _checked(output: Tensor, rows: int) -> Tensor:
+    if output.ndim < 1 or output.shape[0] != rows:
+        raise InputError(
+            f"the denoiser returned a tensor of shape {tuple(output.shape)} for {rows} rows; its first dimension is "
+            "the batch"
+        )
+    return output

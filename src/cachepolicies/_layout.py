@@ -1,0 +1,52 @@
+"""How the rows of a batch map to the samples that decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from attrs import field, frozen
+
+
+@frozen
+class Layout:
+    """Rows of a batch, grouped by who decides for them.
+
+    Row r belongs to sample ``r % samples``: a batch doubled for guidance is ``cat([x, x])``. With ``per_sample=False``
+    all rows belong to one decision.
+
+    Attributes:
+        rows: size B of the batch.
+        copies: how often each sample stands in the batch (2 for a batch doubled for guidance).
+        per_sample: whether every sample decides for itself.
+    """
+
+    rows: int
+    copies: int = 1
+    per_sample: bool = True
+    decisions: int = field(init=False)
+    _rows_of: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
+
+    @decisions.default
+    def _count(self) -> int:
+        return self.rows // self.copies if self.per_sample else 1
+
+    @_rows_of.default
+    def _group(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(range(d, self.rows, self.decisions)) for d in range(self.decisions))
+
+    def rows_of(self, decision: int) -> tuple[int, ...]:
+        """Return the rows that follow this decision."""
+        return self._rows_of[decision]
+
+    def pool_rms(self, rows: Sequence[float]) -> tuple[float, ...]:
+        """Combine one RMS per row into one per decision, the RMS over all its elements."""
+        if self.decisions == self.rows:
+            return tuple(rows)
+        return tuple(math.sqrt(sum(rows[r] ** 2 for r in group) / len(group)) for group in self._rows_of)
+
+    def select(self, mask: Sequence[bool]) -> list[int]:
+        """Return the rows, in order, of the decisions where ``mask`` is true."""
+        if self.decisions == self.rows:
+            return [r for r, chosen in enumerate(mask) if chosen]
+        return sorted(r for d, chosen in enumerate(mask) if chosen for r in self._rows_of[d])

@@ -1,0 +1,211 @@
+"""Builds the plugin manager, loads the plugins one by one, and keeps the registries they filled."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+from attrs import evolve, frozen
+
+from cachepolicies import _builtin, hookspecs
+from cachepolicies._errors import CacheWarning, PluginError
+from cachepolicies._registry import Entry, Registry, Source, make_entry
+
+if TYPE_CHECKING:
+    from cachepolicies._policy import CachePolicy
+    from cachepolicies._substitute import Substitute
+    from cachepolicies.schedulers.base import Scheduler
+
+TRACE_VARIABLE = "CACHEPOLICIES_TRACE_PLUGINS"
+BLOCK_VARIABLE = "CACHEPOLICIES_BLOCK_PLUGINS"
+
+_HOOKS = {
+    "policy": "cachepolicies_register_policies",
+    "scheduler": "cachepolicies_register_schedulers",
+    "substitute": "cachepolicies_register_substitutes",
+}
+
+
+@frozen
+class PluginFailure:
+    """A plugin that was left out.
+
+    Attributes:
+        source: its distribution and entry point.
+        cause: the exception that its import, its hooks or its registrations raised.
+    """
+
+    source: Source
+    cause: BaseException
+
+    @property
+    def message(self) -> str:
+        """Distribution, entry point and cause, in one line."""
+        cause = " ".join(str(self.cause).split())
+        return f"the plugin of {self.source} could not be loaded: {type(self.cause).__name__}: {cause}"
+
+
+@frozen
+class Plugins:
+    """What loading the plugins gave.
+
+    Attributes:
+        policies: names to policies.
+        schedulers: names to schedulers.
+        substitutes: names to substitutes.
+        failures: the plugins that were left out, in the order of loading.
+    """
+
+    policies: Registry[CachePolicy]
+    schedulers: Registry[Scheduler]
+    substitutes: Registry[Substitute]
+    failures: tuple[PluginFailure, ...]
+
+
+_lock = threading.RLock()
+_loading = False
+_loaded: Plugins | None = None
+
+
+def load_plugins(*, refresh: bool = False) -> Plugins:
+    """Return the registries, filled by the built-ins and by every installed plugin.
+
+    The first call in a process loads, later ones return the same object. Plugins are loaded in the order of their
+    distribution's name, after the built-ins, so which of two equal names comes first does not depend on the path. A
+    plugin that fails is left out as a whole, listed in ``failures`` and reported once as a `CacheWarning`.
+    ``CACHEPOLICIES_BLOCK_PLUGINS`` (comma-separated names of distributions or entry points) leaves plugins out without
+    importing them, ``CACHEPOLICIES_TRACE_PLUGINS=1`` prints to stderr what happens.
+
+    Args:
+        refresh: load again, for example after a package was installed or the environment changed.
+
+    Raises:
+        PluginError: called from within a plugin that is being loaded.
+    """
+    global _loaded, _loading
+    with _lock:
+        if _loading:
+            raise PluginError("the plugins are being loaded; a plugin must not look up names while it is imported")
+        if _loaded is not None and not refresh:
+            return _loaded
+        _loading = True
+        try:
+            # Kept before anything is reported: with warnings as errors, only the first call raises.
+            _loaded = loaded = _load()
+        finally:
+            _loading = False
+    for failure in loaded.failures:
+        warnings.warn(
+            f"{failure.message}. Everything else works; {TRACE_VARIABLE}=1 shows the traceback, "
+            f"{BLOCK_VARIABLE}={failure.source.distribution} leaves the plugin out.",
+            CacheWarning,
+            stacklevel=2,
+        )
+    return loaded
+
+
+def policies() -> Registry[CachePolicy]:
+    """Return the registry of policies; see `load_plugins`."""
+    return load_plugins().policies
+
+
+def schedulers() -> Registry[Scheduler]:
+    """Return the registry of schedulers; see `load_plugins`."""
+    return load_plugins().schedulers
+
+
+def substitutes() -> Registry[Substitute]:
+    """Return the registry of substitutes; see `load_plugins`."""
+    return load_plugins().substitutes
+
+
+def _load() -> Plugins:
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    registries: dict[str, Registry[Any]] = {kind: Registry(kind) for kind in _HOOKS}
+    # A failure of the built-ins is a defect of ours and propagates.
+    registries = _add(manager, registries, _builtin, _own_source())
+    failures: list[PluginFailure] = []
+    for source, load in _entry_points():
+        try:
+            registries = _add(manager, registries, load(), source)
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not stop the others
+            failures.append(PluginFailure(source, error))
+            _trace(f"{source} failed", error)
+    failed = tuple(dict.fromkeys(failure.source.distribution for failure in failures))
+    complete = {kind: evolve(registry, failed=failed) for kind, registry in registries.items()}
+    return Plugins(complete["policy"], complete["scheduler"], complete["substitute"], tuple(failures))
+
+
+def _add(
+    manager: pluggy.PluginManager, registries: dict[str, Registry[Any]], plugin: object, source: Source
+) -> dict[str, Registry[Any]]:
+    """Return the registries with what ``plugin`` registers; on an error the manager is left without the plugin."""
+    try:
+        manager.register(plugin, name=f"{source.distribution}: {source.entry_point}")
+        # With the plugins before it checked, whatever is pending belongs to this one.
+        manager.check_pending()
+        if not manager.get_hookcallers(plugin):
+            raise PluginError(
+                f"{plugin!r} implements no hook; mark its functions with cachepolicies.hookspecs.hookimpl and name "
+                f"them {', '.join(_HOOKS.values())}"
+            )
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        added = {}
+        for kind, hook in _HOOKS.items():
+            entries, register = _recorder(kind, source)
+            manager.subset_hook_caller(hook, remove_plugins=others)(register=register)
+            added[kind] = registries[kind].extended(entries)
+            for entry in entries:
+                _trace(f"{source} registered {kind} {entry.name!r}")
+    except BaseException:
+        if manager.is_registered(plugin):
+            manager.unregister(plugin)
+        raise
+    return added
+
+
+def _recorder(kind: str, source: Source) -> tuple[list[Entry[Any]], hookspecs.Register]:
+    entries: list[Entry[Any]] = []
+
+    def register(name: str, factory: Callable[..., Any], summary: str = "") -> None:
+        entries.append(make_entry(kind, name, factory, summary, source))
+
+    return entries, register
+
+
+def _entry_points() -> Iterable[tuple[Source, Callable[[], object]]]:
+    """Yield the plugins that are not blocked, in a fixed order, with the function that imports each."""
+    importlib.invalidate_caches()
+    blocked = {name.strip() for name in os.environ.get(BLOCK_VARIABLE, "").split(",")}
+    found = []
+    for entry_point in importlib.metadata.entry_points(group=hookspecs.PROJECT):
+        distribution = entry_point.dist
+        name, version = (distribution.name, distribution.version) if distribution else ("(unknown)", "")
+        found.append((Source(name, version, f"{entry_point.name} = {entry_point.value}"), entry_point))
+    for source, entry_point in sorted(found, key=lambda pair: (pair[0].distribution.lower(), pair[1].name)):
+        if blocked & {source.distribution, entry_point.name}:
+            _trace(f"{source} is blocked by {BLOCK_VARIABLE}")
+            continue
+        _trace(f"{source} is loaded")
+        yield source, entry_point.load
+
+
+def _own_source() -> Source:
+    return Source("cachepolicies", importlib.metadata.version("cachepolicies"))
+
+
+def _trace(text: str, error: BaseException | None = None) -> None:
+    if os.environ.get(TRACE_VARIABLE, "") in ("", "0"):
+        return
+    print(f"cachepolicies plugins: {text}", file=sys.stderr)
+    if error is not None:
+        print("".join(traceback.format_exception(error)), file=sys.stderr, end="")

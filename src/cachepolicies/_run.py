@@ -1,0 +1,201 @@
+"""The state of one run, and when one run ends and the next begins."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from cachepolicies._errors import RunError
+from cachepolicies._host import DeclaredTimesteps
+from cachepolicies._policy import Decision
+from cachepolicies._reasons import SHAPE_CHANGED
+from cachepolicies._step import RunInfo, direction_of
+from cachepolicies._store import Store
+
+SHARED = "(shared)"
+"""Key of the one decision group that serves all branches when decisions are shared."""
+
+
+@frozen(eq=False)
+class Declaration:
+    """What the caller said of a run before it began.
+
+    Attributes:
+        given: the timesteps as given.
+        timesteps: the noise levels in order of visit, without repeats.
+    """
+
+    given: DeclaredTimesteps
+    timesteps: tuple[float, ...] = field(init=False)
+
+    @timesteps.default
+    def _levels(self) -> tuple[float, ...]:
+        # By noise level, not by position: a sampler that jumps back (RePaint) visits a level several times.
+        rising = direction_of(self.given.values) > 0
+        return tuple(sorted(set(self.given.values), reverse=not rising))
+
+    def snap(self, t: float, rounding: float) -> float:
+        """Return the declared timestep that ``t`` is, up to relative rounding of its dtype; else t itself."""
+        nearest = min(self.timesteps, key=lambda level: abs(level - t))
+        return nearest if abs(nearest - t) <= rounding * max(abs(nearest), abs(t)) else t
+
+
+@frozen(eq=False)
+class Call:
+    """One call of the denoiser, as the engine sees it.
+
+    Attributes:
+        x: ``(B, ...)`` the latent.
+        t: noise level on the host.
+        branch: name of the branch.
+        labelled: whether the caller named the branch.
+        conditioning: every argument but x and t, to tell apart calls at the same point.
+    """
+
+    x: Tensor
+    t: float
+    branch: str
+    labelled: bool
+    conditioning: tuple[Any, ...]
+
+
+@frozen(eq=False)
+class LastCall:
+    """What is remembered of a branch's last call to recognise the next: no tensor of the latent is kept alive."""
+
+    t: float
+    x: weakref.ref[Tensor]
+    peaks: Sequence[float] | None
+    conditioning: tuple[Any, ...]
+
+
+@define(eq=False)
+class Group:
+    """The decisions that a set of branches follows: the policy's state and the decision at the current t.
+
+    Attributes:
+        state: what the policy returned last.
+        refreshed: for each decision, serial number of the point where it was last evaluated; -1 before the first.
+        point: serial number of the current decision.
+        t: noise level of the current decision.
+        served: branches that have followed the current decision.
+        decision: the current decision as carried out.
+    """
+
+    state: Any
+    refreshed: list[int]
+    point: int = -1
+    t: float | None = None
+    served: set[str] = field(factory=set)
+    decision: Decision | None = None
+
+
+@define(eq=False)
+class Pending:
+    """An evaluation whose finiteness the host has not seen yet (accelerators only)."""
+
+    peaks: Tensor
+    branch: str
+    rows: Sequence[int]
+    point: int
+    t: float
+
+
+@define(eq=False)
+class Run:
+    """Everything that is remembered between the calls of one run, keyed by branch."""
+
+    info: RunInfo
+    notes: list[str]
+    restarted_by_shape: bool = False
+    groups: dict[str, Group] = field(factory=dict)
+    stores: dict[str, Store] = field(factory=dict)
+    last_calls: dict[str, LastCall] = field(factory=dict)
+    not_finite: dict[tuple[str, int], str] = field(factory=dict)
+    pending: list[Pending] = field(factory=list)
+    last_t: float = 0.0
+    points: int = 0
+
+    def next_point(self) -> int:
+        """Return the serial number of a new decision. It orders refreshes; no policy sees it."""
+        self.points += 1
+        return self.points
+
+    def restart_cause(self, call: Call) -> str | None:
+        """Return why this call cannot belong to the run, or ``None`` if it can."""
+        info, x = self.info, call.x
+        if (tuple(x.shape), x.dtype, x.device) != (info.shape, info.dtype, info.device):
+            return SHAPE_CHANGED
+        if info.direction * (call.t - self.last_t) < 0:
+            return f"t went back from {self.last_t:g} to {call.t:g}"
+        if call.t == info.first_t and call.branch in self.last_calls:
+            return f"branch {call.branch!r} was called again at the first t, {call.t:g}"
+        return None
+
+    def refuse_unlabelled_branches(self, call: Call, peaks: Sequence[float] | None) -> None:
+        """Raise if two guidance branches are called one after the other without a label.
+
+        Reuse would then hand one branch the output of the other.
+
+        Raises:
+            RunError: the same latent came twice at the same t with other conditioning.
+        """
+        last = self.last_calls.get(call.branch)
+        if last is None or call.labelled or last.t != call.t:
+            return
+        same_x = last.x() is call.x or (peaks is not None and peaks == last.peaks)
+        if same_x and _differs(last.conditioning, call.conditioning):
+            raise RunError(
+                f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning. If these "
+                'are guidance branches, name them: denoiser(x, t, ..., branch="cond") and branch="uncond"; if they '
+                "are separate samplings, put each in `with denoiser.run(timesteps=...)`"
+            )
+
+    def remember(self, call: Call, peaks: Sequence[float] | None) -> None:
+        """Note that the call was served."""
+        self.last_t = call.t
+        self.last_calls[call.branch] = LastCall(call.t, weakref.ref(call.x), peaks, call.conditioning)
+
+
+def check_declared(declaration: Declaration, t: float) -> None:
+    """Check that a declared run begins at one of its timesteps.
+
+    Raises:
+        RunError: it does not; most often the units differ.
+    """
+    if t not in declaration.timesteps:
+        first, last = declaration.timesteps[0], declaration.timesteps[-1]
+        raise RunError(
+            f"the run was declared with {len(declaration.timesteps)} timesteps from {first:g} to {last:g}, but its "
+            f"first call has t={t:g}, which is none of them; declare the t that the denoiser is called with"
+        )
+
+
+def _differs(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    if len(a) != len(b):
+        return True
+    return any(_item_differs(p, q) for p, q in zip(a, b, strict=True))
+
+
+def _item_differs(p: Any, q: Any) -> bool:
+    if p is q:
+        return False
+    if isinstance(p, Tensor) or isinstance(q, Tensor):
+        return True
+    if isinstance(p, dict) and isinstance(q, dict):
+        return p.keys() != q.keys() or any(_item_differs(p[key], q[key]) for key in p)
+    if isinstance(p, (list, tuple)) and isinstance(q, (list, tuple)):
+        return _differs(tuple(p), tuple(q))
+    return bool(type(p) is not type(q) or p != q)
+
+
+def rounding_of(t: object) -> float:
+    """Return the relative rounding of a noise level given as ``t``."""
+    if isinstance(t, Tensor) and t.dtype.is_floating_point:
+        return max(1e-6, torch.finfo(t.dtype).eps)
+    return 1e-6

@@ -1,0 +1,215 @@
+"""What was decided, call by call."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, define, field, frozen
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@frozen(slots=True)
+class AuditRecord:
+    """A reused call that was evaluated all the same, to see how far the substitute was off.
+
+    Attributes:
+        true_error: RMS difference between the evaluation and the substitute, by decision; ``nan`` where the decision
+            was to evaluate.
+        predicted_error: the policy's score there, or ``None``.
+    """
+
+    true_error: tuple[float, ...]
+    predicted_error: tuple[float, ...] | None
+
+
+@define(slots=True)
+class CallRecord:
+    """One call of the denoiser.
+
+    Attributes:
+        t: noise level.
+        branch: which branch was called.
+        evaluated: for each decision, whether the model was evaluated.
+        reason: why, for each decision.
+        score: the policy's estimate for each decision, or ``None``.
+        tolerance: what it was compared with, or ``None``.
+        led: whether this call took the decision; ``False`` where it followed another branch at the same t.
+        index: step of the run that t lies in, or ``None`` when the run was not declared.
+        model_called: whether the model was called at all, for any row (audits aside).
+        audit: filled where the call was audited.
+    """
+
+    t: float
+    branch: str
+    evaluated: tuple[bool, ...]
+    reason: tuple[str, ...]
+    score: tuple[float, ...] | None
+    tolerance: tuple[float, ...] | None
+    led: bool
+    index: int | None
+    model_called: bool
+    audit: AuditRecord | None = None
+
+
+@define(eq=False)
+class Trace:
+    """The record of one run. Prints as a table.
+
+    Attributes:
+        policy: name of the policy.
+        substitute: name of the substitute.
+        records: one entry a call, in order.
+        notes: what else there is to know: differences to the profile, restarts.
+    """
+
+    policy: str
+    substitute: str
+    records: list[CallRecord] = field(factory=list)
+    notes: list[str] = field(factory=list)
+
+    @property
+    def calls(self) -> int:
+        """How often the sampler called the denoiser."""
+        return len(self.records)
+
+    @property
+    def model_calls(self) -> int:
+        """How often the model was called, for any number of rows; audits are not counted."""
+        return sum(record.model_called for record in self.records)
+
+    @property
+    def audit_calls(self) -> int:
+        """How often the model was called only to audit."""
+        return sum(record.audit is not None for record in self.records)
+
+    @property
+    def nfe_per_sample(self) -> tuple[int, ...]:
+        """Evaluations of each sample (of the batch, with one decision for all)."""
+        if not self.records:
+            return ()
+        width = len(self.records[0].evaluated)
+        return tuple(sum(record.evaluated[d] for record in self.records) for d in range(width))
+
+    @property
+    def nfe(self) -> float:
+        """Evaluations per sample, the mean over the samples. Separate guidance branches count separately."""
+        counts = self.nfe_per_sample
+        return sum(counts) / len(counts) if counts else 0.0
+
+    @property
+    def cache_ratio(self) -> float:
+        """Reused calls / all calls, the mean over the samples."""
+        return 1.0 - self.nfe / self.calls if self.records else 0.0
+
+    def reasons(self) -> dict[str, int]:
+        """Return how often each reason decided, over all calls and samples, most frequent first."""
+        return dict(Counter(reason for record in self.records for reason in record.reason).most_common())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the trace as plain values; not-a-number becomes ``None``."""
+        summary = {
+            "policy": self.policy,
+            "substitute": self.substitute,
+            "calls": self.calls,
+            "model_calls": self.model_calls,
+            "audit_calls": self.audit_calls,
+            "nfe": self.nfe,
+            "nfe_per_sample": list(self.nfe_per_sample),
+            "cache_ratio": self.cache_ratio,
+            "notes": list(self.notes),
+        }
+        return summary | {"records": [_plain(asdict(record)) for record in self.records]}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the trace as JSON text, and write it to ``path`` if one is given."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n")
+        return text
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per call and sample.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas; install it, or use to_dict or to_json") from error
+        rows = []
+        for number, record in enumerate(self.records):
+            for d, evaluated in enumerate(record.evaluated):
+                rows.append(
+                    {
+                        "call": number,
+                        "index": record.index,
+                        "t": record.t,
+                        "branch": record.branch,
+                        "sample": d,
+                        "evaluated": evaluated,
+                        "reason": record.reason[d],
+                        "score": record.score[d] if record.score else math.nan,
+                        "tolerance": record.tolerance[d] if record.tolerance else math.nan,
+                        "true_error": record.audit.true_error[d] if record.audit else math.nan,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def summary(self) -> str:
+        """Return one line: calls, evaluations, cache ratio."""
+        return (
+            f"{self.policy} with {self.substitute}: {self.nfe:.4g} evaluations in {self.calls} calls, "
+            f"cache ratio {self.cache_ratio:.1%}"
+        )
+
+    def table(self) -> Table:
+        """Return the calls as a rich table: ``#`` marks an evaluated sample, ``.`` a reused one."""
+        table = Table(title=self.summary(), caption="\n".join(self.notes) or None, caption_justify="left")
+        for heading in ("call", "step", "t", "branch", "samples", "score", "tolerance", "reason", "true error"):
+            table.add_column(heading, justify="left" if heading in ("branch", "samples", "reason") else "right")
+        for number, record in enumerate(self.records):
+            reasons = Counter(record.reason)
+            described = ", ".join(r if len(reasons) == 1 else f"{r} ({n})" for r, n in reasons.most_common())
+            table.add_row(
+                str(number),
+                "" if record.index is None else str(record.index),
+                f"{record.t:.4g}",
+                record.branch,
+                "".join("#" if evaluated else "." for evaluated in record.evaluated),
+                _span(record.score),
+                _span(record.tolerance),
+                described if record.led else f"{described} (shared)",
+                _span(record.audit.true_error) if record.audit else "",
+            )
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=160, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+
+def _span(values: tuple[float, ...] | None) -> str:
+    finite = [v for v in values or () if not math.isnan(v)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,11 @@
+"""Calibration: measure a denoiser's sensitivities once, into a profile."""
+
+from __future__ import annotations
+
+from cachepolicies.calibration.count import EvaluationCount as EvaluationCount
+from cachepolicies.calibration.count import evaluations_needed as evaluations_needed
+from cachepolicies.calibration.driver import calibrate as calibrate
+from cachepolicies.calibration.partial import clear_checkpoint as clear_checkpoint
+from cachepolicies.calibration.samples import CalibrationSamples as CalibrationSamples
+
+__all__ = ["CalibrationSamples", "EvaluationCount", "calibrate", "clear_checkpoint", "evaluations_needed"]

@@ -1,0 +1,253 @@
+"""Measure one batch: its trajectory, the finite differences along it, and the changes between every two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import field, frozen
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachepolicies._errors import InputError, ProfileError, RunError, SettingsError
+from cachepolicies._output import tensor_of
+from cachepolicies._units import difference, row_rms
+from cachepolicies.calibration.count import has_next_point
+from cachepolicies.calibration.samples import CalibrationSamples
+from cachepolicies.profiles.schema import Trajectory
+from cachepolicies.schedulers.base import Scheduler
+
+
+@frozen(eq=False)
+class BatchMeasurements:
+    """What was measured on the samples ``start`` to ``stop - 1`` (B of them; N steps, M pairs of points).
+
+    Attributes:
+        start: index of the first sample.
+        stop: index after the last.
+        alpha_x: ``(M, B)`` float64.
+        alpha_t: ``(M, B)`` float64.
+        displacement: ``(N, N, B)`` float32.
+        change: ``(N, N, B)`` float32.
+    """
+
+    start: int
+    stop: int
+    alpha_x: NDArray[np.float64]
+    alpha_t: NDArray[np.float64]
+    displacement: NDArray[np.float32]
+    change: NDArray[np.float32]
+
+
+@frozen(eq=False)
+class Denoiser:
+    """The model with its conditioning bound, checked and counted.
+
+    Attributes:
+        model: ``f(x, t, *args, **kwargs)``.
+        samples: the batch.
+        first: index of the batch's first sample, for messages.
+        evaluated: called with the number of rows after every evaluation.
+    """
+
+    model: Callable[..., Any]
+    samples: CalibrationSamples
+    first: int
+    evaluated: Callable[[int], None]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Evaluate at x ``(B, ...)`` and t ``(B,)``.
+
+        Raises:
+            InputError: the output holds no tensor, has another batch size, or is not finite.
+        """
+        y = tensor_of(self.model(x, t, *self.samples.args, **self.samples.kwargs))
+        if y.ndim == 0 or y.shape[0] != x.shape[0]:
+            raise InputError(
+                f"the denoiser returned shape {tuple(y.shape)} for a batch of {x.shape[0]}; "
+                "the first dimension must be the batch"
+            )
+        finite = torch.isfinite(y).flatten(1).all(dim=1) if y.ndim > 1 else torch.isfinite(y)
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise InputError(
+                f"the denoiser returned a non-finite output during calibration at t = {float(t[row]):g} for sample "
+                f"{self.first + row}; check the model, its dtype and this sample's input. "
+                "Finished batches are kept in the checkpoint, if one was given"
+            )
+        self.evaluated(x.shape[0])
+        return y
+
+
+@frozen(eq=False)
+class Points:
+    """Where the denoiser was evaluated: N points, and a last one without an evaluation if the pair with it exists.
+
+    Attributes:
+        x: N or N + 1 latents ``(B, ...)``, as the denoiser is called with.
+        t: as many tensors ``(B,)``.
+        y: N outputs ``(B, ...)``.
+    """
+
+    x: list[Tensor] = field(factory=list)
+    t: list[Tensor] = field(factory=list)
+    y: list[Tensor] = field(factory=list)
+
+    def add(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> None:
+        """Append a point. The denoiser or the sampler may write into its buffers later, hence the copies."""
+        self.x.append(x.clone())
+        self.t.append(t.clone())
+        if y is not None:
+            self.y.append(y.clone())
+
+
+def measure_batch(
+    model: Callable[..., Any],
+    scheduler: Scheduler,
+    samples: CalibrationSamples,
+    *,
+    start: int,
+    num_steps: int,
+    trajectory: Trajectory,
+    evaluated: Callable[[int], None],
+) -> BatchMeasurements:
+    """Measure one batch; holds its N latents and N outputs, nothing of other batches.
+
+    Args:
+        model: ``f(x, t, *args, **kwargs)``.
+        scheduler: the scheduler.
+        samples: the batch.
+        start: index of its first sample.
+        num_steps: N.
+        trajectory: ``"model"`` or ``"noised"``.
+        evaluated: called with the number of rows after every evaluation.
+
+    Raises:
+        InputError: the denoiser's output is no tensor, of another batch size or not finite.
+        ProfileError: two neighbouring points have the same x or t, so that there is no direction to difference along.
+        RunError: the scheduler's run visits other t than its ``timesteps``.
+    """
+    denoiser = Denoiser(model, samples, start, evaluated)
+    with torch.no_grad():
+        walk = _follow_model if trajectory == "model" else _follow_noised_data
+        points = walk(denoiser, scheduler, samples, num_steps)
+        alpha_x, alpha_t = _directional_differences(denoiser, points, start)
+        return BatchMeasurements(
+            start=start,
+            stop=start + len(samples),
+            alpha_x=alpha_x,
+            alpha_t=alpha_t,
+            displacement=_pairwise_rms(points.x[:num_steps]),
+            change=_pairwise_rms(points.y),
+        )
+
+
+def _follow_model(denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int) -> Points:
+    timesteps = scheduler.timesteps(num_steps)
+    # on the CPU, so that a sampler's noise is the same on every device; one a sample, so that batches do not matter
+    generators = [torch.Generator().manual_seed(seed) for seed in samples.seeds]
+    run = scheduler.begin(num_steps, generator=generators or None, device=samples.noise.device)
+    x = scheduler.initial(samples.noise, num_steps)
+    points = Points()
+    while not run.finished:
+        first_stage = run.stage == 0
+        x_in, t_in = run.model_input(x)
+        y = denoiser(x_in, t_in)
+        if first_stage:
+            points.add(x_in, t_in, y)
+        x = run.advance(y, x)
+    visited = [float(t[0]) for t in points.t]
+    if len(visited) != num_steps or not np.allclose(visited, timesteps, rtol=1e-5, atol=1e-6):
+        raise RunError(
+            f"scheduler {scheduler.name!r} visited t = {visited} in {num_steps} steps, but its timesteps are "
+            f"{list(timesteps)}; its adapter must announce the t of the first evaluation of every step"
+        )
+    if has_next_point(scheduler, timesteps):
+        points.add(x, _final_t(scheduler, points.t[-1]))
+    return points
+
+
+def _follow_noised_data(
+    denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int
+) -> Points:
+    if samples.data is None:
+        raise SettingsError("trajectory='noised' needs clean latents; give CalibrationSamples(data=...)")
+    data = samples.data.to(samples.noise)
+    timesteps = scheduler.timesteps(num_steps)
+    # the run is asked only for the dtype in which this scheduler passes t
+    run = scheduler.begin(num_steps, device=samples.noise.device)
+    like = run.model_input(scheduler.initial(samples.noise, num_steps))[1]
+
+    def noised(t: float) -> Tensor:
+        at = torch.tensor(t, dtype=torch.float64)
+        return float(scheduler.alpha(at)) * data + float(scheduler.sigma(at)) * samples.noise
+
+    points = Points()
+    for t in timesteps:
+        x, t_in = noised(t), torch.full_like(like, t)
+        points.add(x, t_in, denoiser(x, t_in))
+    if has_next_point(scheduler, timesteps):
+        t_in = _final_t(scheduler, like)
+        points.add(noised(float(t_in[0])), t_in)
+    return points
+
+
+def _final_t(scheduler: Scheduler, like: Tensor) -> Tensor:
+    """Return ``final_t`` as the denoiser is called with it; the caller has checked that there is one."""
+    final = float("nan") if scheduler.final_t is None else scheduler.final_t
+    if not like.is_floating_point() and final != int(final):
+        raise RunError(
+            f"scheduler {scheduler.name!r} passes t as {like.dtype} but has final_t = {final}; "
+            "its adapter must give a whole number, or None"
+        )
+    return torch.full_like(like, final)
+
+
+def _directional_differences(
+    denoiser: Denoiser, points: Points, first: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Finite differences along the solver's own step, SenCache (arXiv 2602.24208), eqs. 11 and 12.
+
+    ``alpha_x(t_k) = rms(f(x_{k+1}, t_k) - f(x_k, t_k)) / rms(x_{k+1} - x_k)`` and
+    ``alpha_t(t_k) = rms(f(x_k, t_{k+1}) - f(x_k, t_k)) / |t_{k+1} - t_k|``.
+    """
+    alpha_x, alpha_t = [], []
+    for k in range(len(points.x) - 1):
+        x, t, y = points.x[k], points.t[k], points.y[k]
+        x_next, t_next = points.x[k + 1], points.t[k + 1]
+        dx = _to_numpy(row_rms(difference(x_next, x)))
+        dt = _to_numpy((t_next.double() - t.double()).abs())
+        for what, distance in (("x", dx), ("t", dt)):
+            if not np.isfinite(distance).all():
+                row = int(np.flatnonzero(~np.isfinite(distance))[0])
+                raise InputError(
+                    f"{what} is not finite after t = {float(t[row]):g} for sample {first + row} though the outputs "
+                    "are; check the scheduler and the dtype of the latents"
+                )
+            if not distance.all():
+                row = int(np.flatnonzero(distance == 0)[0])
+                raise ProfileError(
+                    f"{what} does not change between t = {float(t[row]):g} and the next point, "
+                    f"t = {float(t_next[row]):g}, for sample {first + row}: there is no direction to difference along; "
+                    "use fewer steps, other samples, or check the scheduler"
+                )
+        alpha_x.append(_to_numpy(row_rms(difference(denoiser(x_next, t), y))) / dx)
+        alpha_t.append(_to_numpy(row_rms(difference(denoiser(x, t_next), y))) / dt)
+    return np.stack(alpha_x), np.stack(alpha_t)
+
+
+def _pairwise_rms(values: list[Tensor]) -> NDArray[np.float32]:
+    """Return the RMS difference of every two of N tensors ``(B, ...)`` as ``(N, N, B)``, symmetric, zero diagonal."""
+    count, batch = len(values), values[0].shape[0]
+    table = np.zeros((count, count, batch), dtype=np.float32)
+    for r in range(count - 1):
+        # two at a time: all at once would need the memory of the trajectory again
+        rms = torch.stack([row_rms(difference(values[k], values[r])) for k in range(r + 1, count)])
+        table[r, r + 1 :] = table[r + 1 :, r] = rms.cpu().numpy()
+    return table
+
+
+def _to_numpy(values: Tensor) -> NDArray[np.float64]:
+    return values.double().cpu().numpy()

@@ -1,0 +1,11 @@
+"""The command line: ``cachepolicies``; one file for each command or family of commands."""
+
+from __future__ import annotations
+
+from cachepolicies.cli import calibrate, compare, profiles, registries
+from cachepolicies.cli.application import app
+
+for commands in (compare, calibrate, profiles, registries):
+    commands.add_to(app)
+
+__all__ = ["app"]

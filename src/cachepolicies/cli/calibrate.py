@@ -1,0 +1,76 @@
+"""``cachepolicies calibrate``: measure a workload's denoiser into a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachepolicies._errors import ProfileError, SettingsError
+from cachepolicies.cli._options import Options, Target, seeds_from, workload_of
+from cachepolicies.profiles.schema import Trajectory
+
+FIRST_SEED = 1000
+"""Away from the seeds that `compare` samples by default."""
+
+
+def calibrate(
+    workload: Target,
+    out: Annotated[Path, typer.Option(help="The .json file of the profile; its tables go beside it.")],
+    samples: Annotated[int, typer.Option(help="Calibration samples; 8 suffice.")] = 8,
+    steps: Annotated[int | None, typer.Option(help="Sampler steps; the workload's own by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first sample.")] = FIRST_SEED,
+    batch_size: Annotated[int, typer.Option(help="Samples evaluated together.")] = 8,
+    trajectory: Annotated[str, typer.Option(help="model: the model's own runs; noised: noised data.")] = "model",
+    name: Annotated[str | None, typer.Option(help="Name of the profile; the file's stem by default.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder for finished batches: an interrupted calibration resumes.")
+    ] = None,
+    notes: Annotated[str, typer.Option(help="Free text for the profile.")] = "",
+    option: Options = None,
+) -> None:
+    """Calibrate a denoiser once: how fast its output changes along the sampler's own steps."""
+    from rich.console import Console
+
+    from cachepolicies.calibration import CalibrationSamples, clear_checkpoint
+    from cachepolicies.calibration import calibrate as measure
+    from cachepolicies.profiles.io import save_profile
+    from cachepolicies.profiles.summary import summarise
+
+    if out.suffix != ".json":
+        raise ProfileError(f"--out {out}: a profile is a .json file; save it as {out.name + '.json'!r}")
+    seeds = seeds_from(seed, samples, "--samples")
+    given = workload_of(workload, option)
+    drawn = given.draw(seeds)
+    profile = measure(
+        given.denoiser,
+        given.scheduler,
+        CalibrationSamples(noise=drawn.noise, args=drawn.args, kwargs=drawn.kwargs, data=drawn.data, seeds=seeds),
+        num_steps=given.num_steps if steps is None else steps,
+        trajectory=_trajectory(trajectory),
+        batch_size=batch_size,
+        name=out.stem if name is None else name,
+        guidance=given.guidance,
+        checkpoint=checkpoint,
+        console=Console(stderr=True),
+        notes=notes,
+    )
+    path = save_profile(profile, out)
+    if checkpoint is not None:
+        clear_checkpoint(checkpoint)
+    Console().print(summarise(profile))
+    typer.echo(path)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(calibrate)
+
+
+def _trajectory(text: str) -> Trajectory:
+    if text == "model":
+        return "model"
+    if text == "noised":
+        return "noised"
+    raise SettingsError(f"--trajectory {text!r} is unknown; choose model or noised")

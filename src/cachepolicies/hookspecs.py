@@ -1,0 +1,104 @@
+"""The hooks that a plugin may implement, and the marker to implement them with.
+
+A plugin is a module (or any object) with one or more functions that carry the names below and the `hookimpl` marker.
+Its distribution announces it in the entry-point group ``cachepolicies``::
+
+    # pyproject.toml
+    [project.entry-points.cachepolicies]
+    mine = "my_package.plugin"
+
+    # my_package/plugin.py
+    from cachepolicies.hookspecs import Register, hookimpl
+
+    @hookimpl
+    def cachepolicies_register_policies(register: Register) -> None:
+        register("my-policy", MyPolicy)
+
+The built-in policies, schedulers and substitutes are registered in this way too. Hooks serve set-up only: they are
+called once a process, when a name is first looked up, and never while sampling. A plugin is taken as a whole or not at
+all: when its import, one of its hooks or one of its names fails, it is reported as failed and registers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pluggy
+
+from cachepolicies._registry import LazyFactory
+
+PROJECT = "cachepolicies"
+"""The name of the pluggy project and of the entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function as the implementation of the hook whose name it has."""
+
+
+class Register(Protocol):
+    """What a hook is given to register its objects with."""
+
+    def __call__(self, name: str, factory: Callable[..., Any], summary: str = "") -> None:
+        """Register one name.
+
+        Args:
+            name: what users will write: letters, digits, ``-``, ``_`` and ``.``, a letter first.
+            factory: ``factory(**settings)`` returns the object; usually its frozen attrs class. The names of the
+                settings are checked against its signature before it is called. See `lazy` for expensive imports.
+            summary: one line for listings; the first line of the factory's docstring if empty.
+
+        Raises:
+            PluginError: the name is malformed or taken, or the factory is not callable.
+        """
+        ...
+
+
+def lazy(target: str) -> LazyFactory:
+    """Return a factory that is imported when it is first used.
+
+    Args:
+        target: ``"package.module:ClassName"``.
+
+    Raises:
+        PluginError: the target has another form.
+    """
+    return LazyFactory(target)
+
+
+@hookspec
+def cachepolicies_register_policies(register: Register) -> None:
+    """Register policies: *when* may an evaluation be skipped?
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every policy and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.CachePolicy`) and a
+            summary.
+    """
+
+
+@hookspec
+def cachepolicies_register_schedulers(register: Register) -> None:
+    """Register schedulers: noise schedules together with the sampler that runs on them.
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every scheduler and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a
+            `cachepolicies.schedulers.base.Scheduler`) and a summary.
+    """
+
+
+@hookspec
+def cachepolicies_register_substitutes(register: Register) -> None:
+    """Register substitutes: *what* stands in for a skipped evaluation?
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every substitute and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a substitute) and a summary.
+    """

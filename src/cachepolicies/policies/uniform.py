@@ -1,0 +1,72 @@
+"""Uniform: evaluate at evenly spaced steps, whatever the sample looks like."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from attrs import field, frozen, validators
+from torch import Tensor
+
+from cachepolicies._errors import SettingsError
+from cachepolicies._policy import Decision, Needs
+from cachepolicies._settings import positive_int
+from cachepolicies._step import RunInfo, Step
+
+
+@frozen
+class Uniform:
+    """Evaluate every m-th step, or a given number of evenly spaced steps. Set exactly one of the two.
+
+    The steps are counted by noise level in the declared timesteps, so a Heun step's second evaluation, a rejected
+    step or a jump back does not shift them. Decisions need no tensor and no host synchronisation.
+
+    Attributes:
+        every: evaluate the steps 0, m, 2m, ...
+        evaluations: evaluate this many steps: step ``floor(i * N / evaluations)`` of N for i = 0, 1, ...
+    """
+
+    name: ClassVar[str] = "uniform"
+
+    every: int | None = field(default=None, validator=validators.optional(positive_int))
+    evaluations: int | None = field(default=None, validator=validators.optional(positive_int))
+
+    def __attrs_post_init__(self) -> None:
+        if (self.every is None) == (self.evaluations is None):
+            raise SettingsError(
+                f"Uniform: set exactly one of every and evaluations, got every={self.every}, "
+                f"evaluations={self.evaluations}"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """The run length: a step is known by its place in the declared timesteps only."""
+        return Needs(run_length=True)
+
+    @property
+    def reuses(self) -> bool:
+        """Unless every step is evaluated."""
+        return self.every != 1
+
+    def start(self, run: RunInfo) -> frozenset[int]:
+        """Return the steps to evaluate.
+
+        Raises:
+            SettingsError: more evaluations are wanted than the run has steps.
+        """
+        steps = run.num_steps or 0
+        if self.every is not None:
+            return frozenset(range(0, steps, self.every))
+        wanted = self.evaluations or 0
+        if wanted > steps:
+            raise SettingsError(f"Uniform: evaluations={wanted}, but the run has {steps} steps only")
+        return frozenset(i * steps // wanted for i in range(wanted))
+
+    def decide(self, step: Step, state: frozenset[int]) -> Decision:
+        """Reuse unless the step is one of those to evaluate."""
+        if step.index in state:
+            return Decision.same(False, "scheduled evaluation", step.run.decisions)
+        return Decision.same(True, "scheduled reuse", step.run.decisions)
+
+    def observe(self, step: Step, decision: Decision, output: Tensor, state: frozenset[int]) -> frozenset[int]:
+        """Nothing to note: the steps are fixed."""
+        return state

@@ -1,0 +1,383 @@
+"""What a calibration measured for one (model, scheduler), as frozen records that check themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias, cast
+
+import attrs
+import numpy as np
+from attrs import field, frozen
+from numpy.typing import NDArray
+
+from cachepolicies._errors import InputError, NeedsError, ProfileError, SettingsError
+
+FORMAT_VERSION = 1
+"""Version of the profile format that this library writes and reads."""
+
+Interpolation: TypeAlias = Literal["nearest", "linear"]
+"""How a curve is read between its points."""
+
+Trajectory: TypeAlias = Literal["model", "noised"]
+"""Where the calibration points lie: on runs of the model itself, or on data with noise added."""
+
+Array: TypeAlias = NDArray[Any]
+
+RECALIBRATE = "calibrate again with `cachepolicies calibrate` or cachepolicies.calibration.calibrate"
+"""The remedy that most messages end with."""
+
+DEFAULT_UNITS: Mapping[str, str] = {
+    "norm": "root mean square per element of one sample, ||v||_2 / sqrt(numel), in float32 or wider",
+    "t": "the scheduler's t, as the denoiser is called with",
+    "alpha_x": "RMS change of the output per RMS change of x (dimensionless)",
+    "alpha_t": "RMS change of the output per unit of t",
+    "displacement": "RMS change of x between two steps",
+    "change": "RMS change of the output between two steps",
+}
+"""Units of the tables that `cachepolicies.calibration.calibrate` writes."""
+
+_PREDICTION_TYPES = ("velocity", "noise", "x0", "v")
+_TRAJECTORIES = ("model", "noised")
+_SQUARE_TABLES = ("displacement", "change")
+_same_array = attrs.cmp_using(eq=np.array_equal, class_name="SameArray")
+
+
+def _same_tables(one: Mapping[str, Array], other: Mapping[str, Array]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and np.array_equal(one[name], other[name]) for name in one
+    )
+
+
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _integers(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
+def _strings(values: Mapping[str, str]) -> dict[str, str]:
+    return dict(values)
+
+
+def _curves(values: Mapping[str, Curve]) -> dict[str, Curve]:
+    return dict(values)
+
+
+def _names(values: Mapping[str, Any]) -> str:
+    return str(sorted(values))
+
+
+def _read_only(values: Any, dtype: type[np.generic] | None = None) -> Array:
+    array = np.array(values, dtype=dtype)  # a copy: a profile cannot be changed from outside
+    array.flags.writeable = False
+    return array
+
+
+def _curve_values(values: Any) -> NDArray[np.float64]:
+    try:
+        return _read_only(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ProfileError(
+            f"curve field 'values' is not a rectangular array of numbers ({error}); {RECALIBRATE}"
+        ) from error
+
+
+def _tables(values: Mapping[str, Any]) -> dict[str, Array]:
+    return {str(name): _read_only(array) for name, array in values.items()}
+
+
+def _plain_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping as it will be read back, so that a profile equals its own file."""
+    try:
+        return cast("dict[str, Any]", json.loads(json.dumps(dict(values), allow_nan=False)))
+    except (TypeError, ValueError) as error:
+        raise ProfileError(
+            f"field 'config' holds something JSON cannot ({error}): {dict(values)!r}; "
+            "give numbers, strings, booleans, None, lists and dicts of them"
+        ) from error
+
+
+def _check_decreasing(what: str, values: tuple[float, ...]) -> None:
+    if not values:
+        raise ProfileError(f"{what} is empty; {RECALIBRATE}")
+    for index, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ProfileError(f"{what}[{index}] is {value}, not a finite number; {RECALIBRATE}")
+        if index and value >= values[index - 1]:
+            raise ProfileError(
+                f"{what} must be strictly decreasing, but {what}[{index}] = {value} follows {values[index - 1]}; "
+                f"sort it from the first noise level to the last, or {RECALIBRATE}"
+            )
+
+
+def _check_finite(what: str, array: Array) -> None:
+    if array.dtype.kind not in "fiu":
+        raise ProfileError(f"{what} has dtype {array.dtype}, not numbers; {RECALIBRATE}")
+    if not np.isfinite(array).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ProfileError(f"{what} has the non-finite value {array[index]} at {list(index)}; {RECALIBRATE}")
+
+
+@frozen
+class Curve:
+    """A quantity as a function of t, one value per calibration sample.
+
+    Attributes:
+        t: M values of the scheduler's t, strictly decreasing.
+        values: ``(M, S)`` float64, one column per sample.
+
+    Raises:
+        ProfileError: t is not strictly decreasing, or the values have the wrong shape or are not finite.
+    """
+
+    t: tuple[float, ...] = field(converter=_floats)
+    values: NDArray[np.float64] = field(converter=_curve_values, eq=_same_array, hash=False, repr=False)
+    _rising_t: list[float] = field(init=False, repr=False, eq=False)
+    _rising_mean: list[float] = field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        _check_decreasing("curve field 't'", self.t)
+        if self.values.ndim != 2 or self.values.shape[0] != len(self.t) or self.values.shape[1] < 1:
+            raise ProfileError(
+                f"curve field 'values' has shape {self.values.shape}, expected ({len(self.t)}, samples) "
+                f"for {len(self.t)} values of t; {RECALIBRATE}"
+            )
+        _check_finite("curve field 'values'", self.values)
+        # plain lists: bisect on them takes well under a microsecond, numpy's calls several
+        object.__setattr__(self, "_rising_t", list(reversed(self.t)))
+        object.__setattr__(self, "_rising_mean", self.values.mean(axis=1)[::-1].tolist())
+
+    def mean(self) -> NDArray[np.float64]:
+        """Return the mean over the samples, ``(M,)`` float64, in the order of ``t``."""
+        return cast("NDArray[np.float64]", self.values.mean(axis=1))
+
+    def quantile(self, q: float) -> NDArray[np.float64]:
+        """Return the q-quantile over the samples (linear between order statistics), ``(M,)`` float64."""
+        if not 0.0 <= q <= 1.0:
+            raise SettingsError(f"a quantile lies in [0, 1], got {q!r}; give 0.05 for the 5 % quantile")
+        return cast("NDArray[np.float64]", np.quantile(self.values, q, axis=1))
+
+    def spread(self) -> NDArray[np.float64]:
+        """Return the standard deviation over the samples (not Bessel corrected), ``(M,)`` float64."""
+        return cast("NDArray[np.float64]", self.values.std(axis=1))
+
+    def at(self, t: float, interpolation: Interpolation = "nearest") -> float:
+        """Return the mean over the samples at t; beyond the ends, the value of that end.
+
+        Args:
+            t: the scheduler's t.
+            interpolation: ``"nearest"`` calibrated t (of two equally near, the larger), or ``"linear"`` between the
+                two neighbours.
+
+        Raises:
+            InputError: t is NaN.
+            SettingsError: another interpolation.
+        """
+        ts, means = self._rising_t, self._rising_mean
+        if t != t:
+            raise InputError("a curve cannot be read at t = nan; check the t that the sampler passes")
+        if interpolation not in ("nearest", "linear"):
+            raise SettingsError(f"unknown interpolation {interpolation!r}; choose 'nearest' or 'linear'")
+        right = bisect_left(ts, t)
+        if right == 0:
+            return means[0]
+        if right == len(ts):
+            return means[-1]
+        low, high = ts[right - 1], ts[right]
+        if interpolation == "nearest":
+            return means[right] if high - t <= t - low else means[right - 1]
+        share = (t - low) / (high - low)
+        return means[right - 1] * (1.0 - share) + means[right] * share
+
+
+@frozen
+class ModelInfo:
+    """Which network was calibrated.
+
+    Attributes:
+        class_name: see `cachepolicies.profiles.model_class_name`; a profile serves this class only.
+        config_hash: sha256 of its configuration, where it has one.
+        weights_hash: sha256 of its weights, where they were hashed.
+    """
+
+    class_name: str
+    config_hash: str | None = None
+    weights_hash: str | None = None
+
+
+@frozen
+class SchedulerInfo:
+    """Which scheduler the calibration ran on.
+
+    Attributes:
+        name: `Scheduler.name`.
+        family: `Scheduler.family`; a profile serves this family only.
+        config: `Scheduler.config`, plain JSON values.
+    """
+
+    name: str
+    family: str
+    config: Mapping[str, Any] = field(factory=dict, converter=_plain_json, hash=False)
+
+
+@frozen
+class Profile:
+    """What a calibration measured for one (model, scheduler).
+
+    Curves and tables are looked up by name, so that a policy from anywhere may add its own. The built-in names are the
+    curves ``alpha_x`` and ``alpha_t`` (SenCache, arXiv 2602.24208, eqs. 11 and 12) and the tables ``displacement``
+    D(r, k), the RMS of x_k - x_r, and ``change`` E(r, k), the RMS of f(x_k, t_k) - f(x_r, t_r), both ``(N, N, S)``
+    float32. Norms are root mean squares per element.
+
+    Attributes:
+        name: what it is called in messages and lists.
+        model: the network.
+        prediction_type: ``"velocity"``, ``"noise"``, ``"x0"`` or ``"v"``.
+        latent_shape: shape of one sample, without the batch.
+        scheduler: the scheduler.
+        timesteps: N values of the scheduler's t, strictly decreasing, one per step.
+        final_t: t of the sample, or None where the denoiser cannot be evaluated there.
+        dtype: of the latents, for example ``"float32"``.
+        guidance: guidance scale in the calibrated denoiser, None without guidance.
+        samples: S, the number of calibration samples.
+        seeds: one per sample, or empty.
+        trajectory: ``"model"`` or ``"noised"``.
+        evaluations: denoiser evaluations made per sample.
+        versions: distribution name to version.
+        units: table name to its unit.
+        created: UTC time in ISO 8601; provenance only, left out of comparisons.
+        notes: free text.
+        curves: name to `Curve` with S columns, or one where the quantity belongs to all samples.
+        tables: name to array; read-only.
+        version: of the format.
+
+    Raises:
+        ProfileError: a field is out of range, unsorted, not finite or has the wrong shape.
+    """
+
+    name: str
+    model: ModelInfo
+    prediction_type: str
+    latent_shape: tuple[int, ...] = field(converter=_integers)
+    scheduler: SchedulerInfo
+    timesteps: tuple[float, ...] = field(converter=_floats)
+    final_t: float | None = None
+    dtype: str = "float32"
+    guidance: float | None = None
+    samples: int = 1
+    seeds: tuple[int, ...] = field(default=(), converter=_integers)
+    trajectory: str = "model"
+    evaluations: int = 0
+    versions: Mapping[str, str] = field(factory=dict, converter=_strings, hash=False)
+    units: Mapping[str, str] = field(factory=lambda: dict(DEFAULT_UNITS), converter=_strings, hash=False)
+    created: str = field(default="", eq=False)
+    notes: str = ""
+    curves: Mapping[str, Curve] = field(factory=dict, converter=_curves, hash=False, repr=_names)
+    tables: Mapping[str, Array] = field(
+        factory=dict, converter=_tables, eq=attrs.cmp_using(eq=_same_tables), hash=False, repr=_names
+    )
+    version: int = FORMAT_VERSION
+
+    def __attrs_post_init__(self) -> None:
+        if self.version != FORMAT_VERSION:
+            raise ProfileError(
+                f"field 'version' is {self.version!r}, this library reads {FORMAT_VERSION}; "
+                "update cachepolicies, or calibrate again"
+            )
+        for what, text in (("name", self.name), ("model.class_name", self.model.class_name), ("dtype", self.dtype)):
+            if not text:
+                raise ProfileError(f"field {what!r} is empty; {RECALIBRATE}")
+        self._check_choice("prediction_type", self.prediction_type, _PREDICTION_TYPES)
+        self._check_choice("trajectory", self.trajectory, _TRAJECTORIES)
+        _check_decreasing("field 'timesteps'", self.timesteps)
+        if self.final_t is not None and not (math.isfinite(self.final_t) and self.final_t <= self.timesteps[-1]):
+            raise ProfileError(
+                f"field 'final_t' is {self.final_t}, expected a finite number of at most the last timestep "
+                f"{self.timesteps[-1]}; {RECALIBRATE}"
+            )
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ProfileError(f"field 'guidance' is {self.guidance}, not a finite number; {RECALIBRATE}")
+        if not self.latent_shape or min(self.latent_shape) < 1:
+            raise ProfileError(f"field 'latent_shape' is {self.latent_shape}, expected positive sizes; {RECALIBRATE}")
+        if self.samples < 1:
+            raise ProfileError(f"field 'samples' is {self.samples}, expected at least 1; {RECALIBRATE}")
+        if self.seeds and len(self.seeds) != self.samples:
+            raise ProfileError(
+                f"field 'seeds' has {len(self.seeds)} entries for {self.samples} samples; give one each, or none"
+            )
+        self._check_curves()
+        self._check_tables()
+
+    def _check_choice(self, what: str, value: str, known: tuple[str, ...]) -> None:
+        if value not in known:
+            raise ProfileError(f"field {what!r} is {value!r}, expected one of {', '.join(known)}; {RECALIBRATE}")
+
+    def _check_curves(self) -> None:
+        for name, curve in self.curves.items():
+            columns = curve.values.shape[1]
+            if columns not in (1, self.samples):
+                raise ProfileError(
+                    f"curve {name!r} has {columns} columns for {self.samples} samples; expected that many, or 1"
+                )
+            if name in ("alpha_x", "alpha_t") and curve.values.min() < 0:
+                raise ProfileError(
+                    f"curve {name!r} has the negative value {curve.values.min()}, but it is a norm; {RECALIBRATE}"
+                )
+
+    def _check_tables(self) -> None:
+        steps = len(self.timesteps)
+        for name, table in self.tables.items():
+            _check_finite(f"table {name!r}", table)
+            expected = (steps, steps, self.samples)
+            if name in _SQUARE_TABLES and table.shape != expected:
+                raise ProfileError(
+                    f"table {name!r} has shape {table.shape}, expected (steps, steps, samples) = {expected}; "
+                    f"{RECALIBRATE}"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        """N, the number of calibrated steps."""
+        return len(self.timesteps)
+
+    @property
+    def alpha_x(self) -> Curve | None:
+        """Sensitivity of the output to x, dimensionless; None if it was not calibrated."""
+        return self.curves.get("alpha_x")
+
+    @property
+    def alpha_t(self) -> Curve | None:
+        """Sensitivity of the output to t, RMS per unit of t; None if it was not calibrated."""
+        return self.curves.get("alpha_t")
+
+    @property
+    def displacement(self) -> Array | None:
+        """D(r, k), ``(N, N, S)`` float32; None if it was not calibrated."""
+        return self.tables.get("displacement")
+
+    @property
+    def change(self) -> Array | None:
+        """E(r, k), ``(N, N, S)`` float32; None if it was not calibrated."""
+        return self.tables.get("change")
+
+    def require(self, policy_name: str, names: Iterable[str]) -> None:
+        """Check that the profile has what a policy needs.
+
+        Args:
+            policy_name: named in the message.
+            names: of curves or tables.
+
+        Raises:
+            NeedsError: one is missing; says which, what there is, and how to calibrate.
+        """
+        known = {*self.curves, *self.tables}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise NeedsError(
+                f"policy {policy_name!r} needs {', '.join(map(repr, missing))}, which profile {self.name!r} does not "
+                f"have (it has: {', '.join(sorted(known)) or 'nothing'}); {RECALIBRATE}"
+            )

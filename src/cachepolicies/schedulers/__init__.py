@@ -1,0 +1,23 @@
+"""Schedulers: one file for each noise schedule or sampler, and adapters for those of diffusers."""
+
+from cachepolicies.schedulers.base import SamplingRun as SamplingRun
+from cachepolicies.schedulers.base import Scheduler as Scheduler
+from cachepolicies.schedulers.ddim import DDIM as DDIM
+from cachepolicies.schedulers.ddpm import DDPM as DDPM
+from cachepolicies.schedulers.flow_euler import FlowEuler as FlowEuler
+from cachepolicies.schedulers.from_diffusers import DiffusersScheduler as DiffusersScheduler
+from cachepolicies.schedulers.karras_euler import KarrasEuler as KarrasEuler
+from cachepolicies.schedulers.karras_heun import KarrasHeun as KarrasHeun
+from cachepolicies.schedulers.resolve import as_scheduler as as_scheduler
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "DiffusersScheduler",
+    "FlowEuler",
+    "KarrasEuler",
+    "KarrasHeun",
+    "SamplingRun",
+    "Scheduler",
+    "as_scheduler",
+]

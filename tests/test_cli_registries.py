@@ -1,0 +1,130 @@
+"""``cachepolicies policies``, ``schedulers``, ``substitutes``, and how errors leave the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import typer
+from attrs import evolve
+from typer.testing import CliRunner
+
+from cachepolicies import _plugins
+from cachepolicies._errors import SettingsError
+from cachepolicies._plugins import PluginFailure, Plugins
+from cachepolicies._registry import Entry, Registry, Source
+from cachepolicies.cli import app
+from cachepolicies.cli.application import CleanErrors
+
+OURS = Source("cachepolicies", "0.1")
+THEIRS = Source("acme-policies", "2.0", "acme = acme.plugin")
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Put known registries in place of the loaded ones, with a failure and words that look like markup."""
+    made = Plugins(
+        Registry("policy").extended(
+            [Entry("never", dict, OURS, "Evaluates."), Entry("acme", dict, THEIRS, "Odd [bold]words[/x].")]
+        ),
+        Registry("scheduler").extended([Entry("flow-euler", dict, OURS, "Euler.")]),
+        Registry("substitute").extended([Entry("hold", dict, OURS, "Holds.")]),
+        (PluginFailure(Source("broken-dist", "3.1", "brk = brk"), ImportError("no [red]moon")),),
+    )
+    monkeypatch.setattr(_plugins, "_loaded", made)
+    monkeypatch.setenv("COLUMNS", "120")
+    return made
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [
+        ("policies", ("acme", "acme-policies", "2.0", "Odd [bold]words[/x].")),
+        ("policies", ("never", "cachepolicies", "0.1", "Evaluates.")),
+        ("schedulers", ("flow-euler", "cachepolicies", "0.1", "Euler.")),
+        ("substitutes", ("hold", "cachepolicies", "0.1", "Holds.")),
+    ],
+)
+def test_tables(loaded, command, row):
+    result = run(command)
+    assert result.exit_code == 0
+    [line] = [line for line in result.stdout.splitlines() if f" {row[0]} " in line]
+    assert re.split(r"\s{2,}", line.strip()) == list(row)
+
+
+def test_failures_are_listed_below_the_table(loaded):
+    result = run("policies")
+    assert result.exit_code == 0
+    last = result.stdout.strip().splitlines()[-1]
+    assert "'broken-dist' 3.1 (entry point 'brk = brk')" in last
+    assert "ImportError: no [red]moon" in last
+
+
+def test_a_narrow_terminal_cuts_no_name(loaded, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert "acme-policies" in run("policies").stdout
+
+
+def test_a_pipe_gets_one_line_for_each_name(loaded, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    long = evolve(loaded, policies=Registry("policy").extended([Entry("long", dict, OURS, "word " * 25 + "end")]))
+    monkeypatch.setattr(_plugins, "_loaded", long)
+    assert run("policies").stdout.count("word " * 25 + "end") == 1
+
+
+@pytest.mark.parametrize("command", ["policies", "schedulers", "substitutes"])
+def test_json(loaded, command):
+    result = run(command, "--json")
+    assert result.exit_code == 0
+    read = json.loads(result.stdout)
+    assert [entry["name"] for entry in read[command]] == list(getattr(loaded, command).names())
+    assert set(read[command][0]) == {"name", "distribution", "version", "summary"}
+    assert read["failures"] == [
+        {
+            "distribution": "broken-dist",
+            "version": "3.1",
+            "entry_point": "brk = brk",
+            "cause": "ImportError: no [red]moon",
+        }
+    ]
+
+
+def test_help_names_the_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("policies", "schedulers", "substitutes"):
+        assert command in result.stdout
+    assert run("no-such-command").exit_code == 2
+
+
+@pytest.fixture
+def failing():
+    application = typer.Typer(cls=CleanErrors)
+
+    @application.command()
+    def settings():
+        raise SettingsError("epsilon must be [0, 1], got " + "9" * 100)
+
+    @application.command()
+    def defect():
+        raise ZeroDivisionError("a defect")
+
+    return application
+
+
+def test_an_error_of_the_library_is_one_message_and_exit_code_2(failing):
+    result = CliRunner().invoke(failing, ["settings"])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == "error: epsilon must be [0, 1], got " + "9" * 100 + "\n"
+
+
+def test_a_defect_is_not_dressed_up(failing):
+    result = CliRunner().invoke(failing, ["defect"])
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1

@@ -1,0 +1,148 @@
+"""What the engine costs: host synchronisations and memory. Times are in bench/overhead.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cachepolicies import CachedDenoiser, _host
+from conftest import SHAPE, Counted, linear_profile, mixture
+
+TIMESTEPS = tuple(float(t) for t in range(1000, 0, -40))
+WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
+WAITING |= {"aten::_unique2", "aten::masked_select", "aten::unique_dim", "aten::allclose"}
+READS = ("tolist", "item", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
+
+
+@contextmanager
+def counting_operators():
+    """Count the operators that would wait for a device, as torch dispatches them."""
+    seen: Counter[str] = Counter()
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.name().split(".")[0]
+            if name in WAITING:
+                seen[name] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        yield seen
+
+
+@contextmanager
+def counting_reads(monkeypatch):
+    """Count every way in which Python looks at a tensor's values, dispatched or not."""
+    seen: Counter[str] = Counter()
+    depth = [0]
+
+    def watch(name):
+        original = getattr(torch.Tensor, name)
+
+        def read(self, *args, **kwargs):
+            if not depth[0]:
+                seen[name] += 1
+            depth[0] += 1
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                depth[0] -= 1
+
+        return read
+
+    with monkeypatch.context() as patch:
+        for name in READS:
+            patch.setattr(torch.Tensor, name, watch(name))
+        yield seen
+
+
+def walk(denoiser, timesteps=TIMESTEPS):
+    """Sample, and return the number of reads at every call."""
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    ends = (*timesteps[1:], 0.0)
+    with denoiser.run(timesteps=timesteps):
+        for t, end in zip(timesteps, ends, strict=True):
+            x = x + (end - t) / 1000 * denoiser(x, t)
+            yield
+
+
+def make(policy):
+    profile = linear_profile(TIMESTEPS, alpha_x=0.2, alpha_t=1e-4)
+    return CachedDenoiser(Counted(mixture()), policy, profile=profile)
+
+
+SENCACHE = "sencache:epsilon=0.05,epsilon_start=0.05"
+
+
+@pytest.mark.parametrize(("policy", "most"), [(SENCACHE, 1), ("uniform:every=2", 0), ("never", 0)])
+def test_synchronisations_a_decision(policy, most, monkeypatch):
+    """With tensors out of the host's sight, at most one read a decision; none for decisions without tensors."""
+    monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor: False)
+    denoiser = make(policy)
+    denoiser.model.denoiser = lambda x, t: x * 0.5  # the analytic model reads on its own account
+    with counting_reads(monkeypatch) as reads, counting_operators() as operators:
+        before = 0
+        for _ in walk(denoiser):
+            total = sum(reads.values()) + sum(operators.values())
+            assert total - before <= most
+            before = total
+    assert policy == "never" or denoiser.cache_ratio > 0
+    assert before == 0 or most
+
+
+@pytest.mark.parametrize("policy", [SENCACHE, "uniform:every=2", "never"])
+def test_no_waiting_operator_on_the_host(policy):
+    denoiser = make(policy)
+    denoiser.model.denoiser = lambda x, t: x * 0.5
+    with counting_operators() as seen:
+        for _ in walk(denoiser):
+            pass
+    assert not seen
+
+
+def test_the_counters_count(monkeypatch):
+    with counting_reads(monkeypatch) as reads, counting_operators() as operators:
+        torch.ones(3).tolist()
+        float(torch.ones(1))
+        torch.equal(torch.ones(2), torch.ones(2))
+    assert sum(reads.values()) == 2
+    assert operators["aten::equal"] == 1
+
+
+def test_a_t_from_the_declared_tensor_is_recognised_by_its_place():
+    """On an accelerator a t that is a view of the declared timesteps is not read back."""
+    levels = torch.tensor(TIMESTEPS)
+    declared = _host.DeclaredTimesteps(TIMESTEPS, levels, levels._version)
+    for k, t in enumerate(levels):
+        assert declared.recognise(t) == TIMESTEPS[k]
+        assert declared.recognise(t.expand(5)) == TIMESTEPS[k]
+    assert declared.recognise(levels[3:4]) == TIMESTEPS[3]
+    assert declared.recognise(levels[3:5]) is None
+    assert declared.recognise(levels[3] * 1.0) is None
+    assert declared.recognise(levels[3].double()) is None
+    levels[0] = 7.0  # changed in place: the places no longer say what is there
+    assert declared.recognise(levels[0]) is None
+    strided = torch.arange(20.0)[::2]
+    declared = _host.DeclaredTimesteps(tuple(strided.tolist()), strided, strided._version)
+    assert [declared.recognise(t) for t in strided] == strided.tolist()
+
+
+def test_hold_keeps_one_output_and_one_latent_a_branch():
+    denoiser = make(SENCACHE)
+    x = torch.randn(4, *SHAPE)
+    with denoiser.run(timesteps=TIMESTEPS):
+        for t, _ in pairwise(TIMESTEPS):
+            for branch in ("cond", "uncond"):
+                denoiser(x, t, branch=branch)
+        run = denoiser._engine._run
+        outputs = [refresh.output for store in run.stores.values() for refresh in store.history]
+        latents = [group.state.x for group in run.groups.values()]
+    assert len(outputs) == 2
+    assert len(latents) == 1  # decisions are shared: both branches see the same latent
+    sizes = {tensor.untyped_storage().nbytes() for tensor in outputs + latents}
+    assert sizes == {x.untyped_storage().nbytes()}

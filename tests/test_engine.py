@@ -1,0 +1,709 @@
+"""The engine's promises: runs, branches, samples, guards, the trace and the audit."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from attrs import frozen
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor, nn
+
+from cachepolicies import (
+    CachedDenoiser,
+    CacheWarning,
+    Decision,
+    InputError,
+    Needs,
+    NeedsError,
+    PolicyError,
+    RunError,
+    RunInfo,
+    SettingsError,
+    Step,
+)
+from cachepolicies.policies import Never, SenCache, Uniform
+from conftest import SHAPE, Counted, linear_profile, mixture
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*too few to gain:cachepolicies.CacheWarning")
+
+TIMESTEPS = tuple(np.linspace(1000.0, 40.0, 25).tolist())
+PROFILE = linear_profile(TIMESTEPS, alpha_x=0.2, alpha_t=1e-4)
+
+
+@frozen
+class Alternate:
+    """Reuse at every call but the first after a refresh, without looking at a tensor."""
+
+    name: ClassVar[str] = "alternate"
+    max_reuse: int = 1
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    @property
+    def reuses(self) -> bool:
+        return True
+
+    def start(self, run: RunInfo) -> tuple[int, ...]:
+        return (self.max_reuse,) * run.decisions
+
+    def decide(self, step: Step, state: tuple[int, ...]) -> Decision:
+        reuse = tuple(m < self.max_reuse for m in state)
+        return Decision(reuse, tuple("again" if r else "enough" for r in reuse))
+
+    def observe(self, step: Step, decision: Decision, output: Tensor, state: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(m + 1 if r else 0 for m, r in zip(state, decision.reuse, strict=True))
+
+
+def noise(rows: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(rows, *SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def euler(denoiser, x: Tensor, timesteps=TIMESTEPS, stop: int | None = None, **kwargs) -> Tensor:
+    ends = (*timesteps[1:], 0.0)
+    for k, (t, end) in enumerate(zip(timesteps, ends, strict=True)):
+        if k == stop:
+            break
+        x = x + (end - t) / 1000 * denoiser(x, t, **kwargs)
+    return x
+
+
+def sencache(model, **settings) -> CachedDenoiser:
+    settings = {"epsilon": 0.05, "epsilon_start": 0.02, "max_reuse": 3} | settings
+    return CachedDenoiser(model, "sencache", profile=PROFILE, **settings)
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_twice_in_a_row_gives_the_same_twice():
+    denoiser = sencache(Counted(mixture()))
+    first, records = euler(denoiser, noise()), denoiser.trace.to_dict()
+    assert denoiser.cache_ratio > 0
+    second = euler(denoiser, noise())
+    assert torch.equal(first, second)
+    assert denoiser.trace.to_dict() == records
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("stop", [1, 2, 7, 24])
+@pytest.mark.parametrize("how", ["break", "exception in the loop", "exception in the model", "interrupt"])
+def test_a_broken_off_run_leaves_nothing_behind(how, stop, declared):
+    failing = {"at": None}
+    inner = mixture()
+
+    def model(x, t):
+        if failing["at"] == t:
+            raise (KeyboardInterrupt if how == "interrupt" else RuntimeError)("stopped")
+        return inner(x, t)
+
+    fresh, used = sencache(Counted(model)), sencache(Counted(model))
+
+    def broken_off():
+        if how in ("exception in the model", "interrupt"):
+            failing["at"] = TIMESTEPS[stop]
+            euler(used, noise(seed=3))
+        elif how == "break":
+            euler(used, noise(seed=3), stop=stop)
+        else:
+            euler(used, noise(seed=3), stop=stop)
+            raise RuntimeError("stopped")
+
+    try:
+        if declared:
+            with used.run(timesteps=TIMESTEPS):
+                broken_off()
+        else:
+            broken_off()
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    failing["at"] = None
+    results = []
+    for denoiser in (fresh, used):
+        if declared:
+            with denoiser.run(timesteps=TIMESTEPS):
+                results.append(euler(denoiser, noise(seed=3)))
+        else:
+            results.append(euler(denoiser, noise(seed=3)))
+    assert torch.equal(*results)
+    assert fresh.trace.to_dict() == used.trace.to_dict()
+    assert fresh.cache_ratio > 0
+
+
+def test_single_step_runs_do_not_see_each_other():
+    denoiser = CachedDenoiser(Counted(mixture()), Alternate())
+    for seed in range(3):
+        x = noise(seed=seed)
+        assert torch.equal(denoiser(x, 1000.0), mixture()(x, 1000.0))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:1], lambda x: x.double(), lambda x: x[..., :2], lambda x: torch.cat([x, x])]
+)
+def test_another_shape_dtype_or_batch_starts_a_run(change):
+    model = Counted(lambda x, t: x * 0.5)
+    denoiser = CachedDenoiser(model, Alternate())
+    x = noise()
+    denoiser(x, 900.0)
+    denoiser(x, 800.0)
+    assert model.calls == 1
+    out = denoiser(change(x), 700.0)
+    assert torch.equal(out, change(x) * 0.5)
+    assert model.calls == 2
+
+
+def test_shape_change_is_recorded_with_its_reason():
+    denoiser = sencache(Counted(lambda x, t: x))
+    with denoiser.run(timesteps=TIMESTEPS) as trace:
+        denoiser(noise(2), TIMESTEPS[0])
+        denoiser(noise(2), TIMESTEPS[1])
+        denoiser(noise(3), TIMESTEPS[2])
+    assert trace.records[2].reason == ("shape, dtype or device changed",) * 3
+    assert any("restarted at call 2" in note for note in trace.notes)
+
+
+def test_rising_t_starts_a_run_and_is_pointed_out():
+    denoiser = CachedDenoiser(Counted(lambda x, t: x), Alternate())
+    with pytest.warns(CacheWarning, match="t rises from call to call"):
+        euler(denoiser, noise(), np.linspace(0.0, 1.0, 20).tolist())
+
+
+def test_declared_rising_timesteps_are_one_run():
+    model = Counted(lambda x, t: x)
+    denoiser = CachedDenoiser(model, Alternate())
+    times = [k / 10 for k in range(10)]
+    with denoiser.run(timesteps=times) as trace:
+        for t in times:
+            denoiser(noise(), t)
+    assert model.calls == 5
+    assert [record.index for record in trace.records] == list(range(10))
+
+
+def test_jumping_back_restarts_within_the_declared_run():
+    """RePaint: t rises in the middle of a run; what was cached belongs to another latent."""
+    model = Counted(mixture())
+    denoiser = CachedDenoiser(model, Alternate(max_reuse=3))
+    walk = [1000.0, 900.0, 800.0, 700.0, 900.0, 800.0, 700.0, 600.0]
+    with denoiser.run(timesteps=walk) as trace:
+        for t in walk:
+            denoiser(noise(seed=int(t)), t)
+    assert trace.records[4].evaluated == (True, True)
+    assert [record.index for record in trace.records] == [0, 1, 2, 3, 1, 2, 3, 4]
+    assert any("t went back from 700 to 900" in note for note in trace.notes)
+
+
+def test_a_step_index_is_read_from_t_not_from_the_number_of_calls():
+    """Heun evaluates twice at most t, 2S in between; the index follows t."""
+    denoiser = CachedDenoiser(Counted(lambda x, t: x), Uniform(every=2))
+    visited = [1000.0, 750.0, 750.0, 625.0, 500.0, 500.0, 250.0, 250.0]
+    with denoiser.run(timesteps=[1000.0, 750.0, 500.0, 250.0]) as trace:
+        for t in visited:
+            denoiser(noise(), t)
+    assert [record.index for record in trace.records] == [0, 1, 1, 1, 2, 2, 3, 3]
+
+
+def test_low_precision_timesteps_are_recognised():
+    denoiser = CachedDenoiser(Counted(lambda x, t: x), Uniform(every=2))
+    with denoiser.run(timesteps=TIMESTEPS) as trace:
+        for t in TIMESTEPS:
+            denoiser(noise(), torch.tensor(t).bfloat16())
+    assert [record.index for record in trace.records] == list(range(len(TIMESTEPS)))
+
+
+def test_nested_runs_are_refused_and_a_run_can_follow():
+    denoiser = sencache(Counted(mixture()))
+    with denoiser.run(timesteps=TIMESTEPS), pytest.raises(RunError, match="in progress"):  # noqa: SIM117
+        with denoiser.run(timesteps=TIMESTEPS):
+            pass
+    with denoiser.run(timesteps=TIMESTEPS):
+        euler(denoiser, noise())
+    assert denoiser.cache_ratio > 0
+
+
+def test_run_by_number_of_steps_needs_a_scheduler():
+    with pytest.raises(RunError, match="needs a scheduler"), sencache(Counted(mixture())).run(num_steps=10):
+        pass
+    denoiser = CachedDenoiser(Counted(mixture()), "uniform:every=2", scheduler="flow-euler")
+    with denoiser.run(num_steps=10):
+        denoiser(noise(), 1000.0)
+    assert denoiser.trace.records[0].index == 0
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ([], "at least one"),
+        ([[1.0]], r"timesteps\[0\]"),
+        ([1.0, float("nan")], r"timesteps\[1\] is nan"),
+        (["a"], "'a'"),
+    ],
+)
+def test_bad_timesteps(timesteps, message):
+    with pytest.raises(InputError, match=message), sencache(Counted(mixture())).run(timesteps=timesteps):
+        pass
+
+
+def test_a_declared_run_that_begins_elsewhere_is_refused():
+    denoiser = sencache(Counted(mixture()))
+    with pytest.raises(RunError, match="first call has t=1, which is none of them"), denoiser.run(timesteps=TIMESTEPS):
+        denoiser(noise(), 1.0)
+
+
+def test_a_policy_that_needs_the_run_length_says_how_to_declare_it():
+    for denoiser in (
+        CachedDenoiser(Counted(mixture()), Uniform(every=2)),
+        sencache(Counted(mixture()), protect_last=1),
+    ):
+        with pytest.raises(NeedsError, match=r"with denoiser\.run\(timesteps=\.\.\.\)"):
+            denoiser(noise(), 1000.0)
+
+
+# -- branches --------------------------------------------------------------------------------------------------------
+
+
+def branch_model(x, t, scale):
+    return x * scale + t
+
+
+@pytest.mark.parametrize("branches", ["shared", "independent"])
+def test_each_branch_reuses_its_own_output(branches):
+    denoiser = CachedDenoiser(Counted(branch_model), Alternate(max_reuse=2), branches=branches)
+    x = noise()
+    for k, t in enumerate(TIMESTEPS):
+        cond = denoiser(x, t, scale=1.0, branch="cond")
+        with denoiser.branch("uncond"):
+            uncond = denoiser(x, t, scale=-1.0)
+        reference = TIMESTEPS[k - k % 3]
+        assert torch.equal(cond, x + reference)
+        assert torch.equal(uncond, -x + reference)
+    assert denoiser.trace.calls == 50
+    assert denoiser.nfe == 18
+    led = [record.led for record in denoiser.trace.records]
+    assert led == ([True, False] * 25 if branches == "shared" else [True] * 50)
+
+
+def test_unnamed_guidance_branches_are_refused_rather_than_mixed_up():
+    denoiser = sencache(Counted(branch_model))
+    x = noise()
+    denoiser(x, 1000.0, scale=1.0)
+    with pytest.raises(RunError, match='branch="cond"'):
+        denoiser(x, 1000.0, scale=-1.0)
+    denoiser(x, 1000.0, scale=torch.ones(1))
+    with pytest.raises(RunError, match="twice at the same x and t=1000"):
+        denoiser(x.clone(), 1000.0, scale=torch.ones(1))
+
+
+def test_a_branch_that_joins_late_reuses_only_what_belongs_to_the_shared_reference():
+    """Guidance that is on for part of the run: the branch's cache may be older than the reference of the score."""
+    model = Counted(branch_model)
+    denoiser = CachedDenoiser(model, Alternate(max_reuse=1))
+    x = noise()
+    pattern = []
+    for k, t in enumerate(TIMESTEPS[:8]):
+        denoiser(x, t, scale=1.0, branch="cond")
+        if k in (0, 3, 5, 6, 7):
+            out = denoiser(x, t, scale=-1.0, branch="uncond")
+            pattern.append(denoiser.trace.records[-1].evaluated[0])
+            expected = t if pattern[-1] else TIMESTEPS[k - 1]
+            assert torch.equal(out, -x + expected)
+    # evaluated with the leader at 0 and 6; at 3 and 5 the leader reuses what this branch never computed
+    assert pattern == [True, True, True, True, False]
+
+
+def test_batched_guidance_rows_follow_one_decision():
+    x = noise(3)
+    x[1] *= 4.0
+    inner = mixture()
+    wrapped = CachedDenoiser(
+        Counted(lambda z, t: inner(z, t)), "sencache", profile=PROFILE, cfg="batched", epsilon=0.05, epsilon_start=0.02
+    )
+    plain = sencache(Counted(inner))
+    z = x
+    for t in TIMESTEPS:
+        doubled = wrapped(torch.cat([z, z]), t)
+        single = plain(z, t)
+        assert len(wrapped.trace.records[-1].evaluated) == 3
+        torch.testing.assert_close(doubled[:3], single)
+        torch.testing.assert_close(doubled[3:], single)
+        z = z - 0.04 * single
+    assert [r.evaluated for r in wrapped.trace.records] == [r.evaluated for r in plain.trace.records]
+    assert 0 < wrapped.cache_ratio < 1
+
+
+def test_batched_guidance_needs_an_even_batch():
+    denoiser = CachedDenoiser(Counted(mixture()), Alternate(), cfg="batched")
+    with pytest.raises(InputError, match="3 rows, which is no multiple of the 2"):
+        denoiser(noise(3), 1000.0)
+
+
+# -- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_rows_that_need_it_are_evaluated_and_arguments_are_sliced_along():
+    seen = []
+
+    def model(x, t, embedding, *, extra, shared):
+        seen.append((x.shape[0], t.shape[0], embedding.shape[0], extra["a"][0].shape[0], shared.shape[0]))
+        return x * embedding.reshape(-1, 1, 1, 1) + extra["a"][0].reshape(-1, 1, 1, 1) + shared.sum()
+
+    x = noise(4)
+    speed = torch.tensor([0.0, 0.02, 0.1, 0.3]).reshape(4, 1, 1, 1)
+    arguments = {"extra": {"a": [torch.arange(4.0)]}, "shared": torch.ones(1, 7)}
+    embedding = torch.arange(1.0, 5.0)
+    denoiser = sencache(Counted(model))
+    for t in TIMESTEPS:
+        before = len(seen)
+        out = denoiser(x, torch.full((4,), t), embedding, **arguments)
+        record = denoiser.trace.records[-1]
+        full = model(x, torch.full((4,), t), embedding, **arguments)
+        for row, evaluated in enumerate(record.evaluated):
+            assert not evaluated or torch.equal(out[row], full[row])
+        if record.model_called:
+            n = sum(record.evaluated)
+            assert seen[before] == (n, n, n, n, 1)
+        x = x + speed * out / out.std()
+    counts = denoiser.trace.nfe_per_sample
+    assert len(set(counts)) > 1
+    assert any(0 < sum(record.evaluated) < 4 for record in denoiser.trace.records)
+
+
+def test_an_argument_that_cannot_be_sliced_is_refused_at_the_first_call():
+    denoiser = sencache(Counted(lambda x, t, rope: x))
+    with pytest.raises(InputError, match=r"'argument 2' has shape \(7, 2\): its first dimension fits neither 1 nor"):
+        denoiser(noise(4), 1000.0, torch.zeros(7, 2))
+    named = CachedDenoiser(lambda x, t, rope: x, Alternate(), batched=())
+    assert named(noise(4), 1000.0, torch.zeros(7, 2)).shape == (4, *SHAPE)
+    whole = CachedDenoiser(lambda x, t, rope: x, Alternate(), per_sample=False)
+    assert whole(noise(4), 1000.0, torch.zeros(7, 2)).shape == (4, *SHAPE)
+
+
+def test_one_decision_for_the_batch():
+    denoiser = sencache(Counted(mixture()), per_sample=False)
+    euler(denoiser, noise(5))
+    assert all(len(record.evaluated) == 1 for record in denoiser.trace.records)
+    assert set(denoiser.model.rows) == {5}
+    assert denoiser.model.calls == denoiser.nfe == denoiser.trace.model_calls
+
+
+# -- forms of input and output ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: y,
+        lambda y: (y,),
+        lambda y: [y, "aux"],
+        lambda y: Transformer2DModelOutput(sample=y),
+        lambda y: SimpleNamespace(sample=y, aux=1),
+    ],
+)
+def test_the_return_type_stays_what_the_model_returns(wrap):
+    denoiser = sencache(lambda x, t: wrap(x * 0.1))
+    denoiser.trace  # noqa: B018
+    kind = type(wrap(noise()))
+    x = noise(3)
+    for t in TIMESTEPS:
+        out = denoiser(x, t)
+        assert type(out) is kind
+        y = out if isinstance(out, Tensor) else out[0] if isinstance(out, (tuple, list)) else out.sample
+        assert y.shape == x.shape
+        x = x * torch.tensor([1.0, 0.99, 0.9]).reshape(3, 1, 1, 1)
+    assert 0 < denoiser.cache_ratio < 1
+    if kind is list:
+        assert out[1] == "aux"
+
+
+@pytest.mark.parametrize(
+    ("signature", "call"),
+    [
+        ("hidden_states, encoder_hidden_states, timestep", lambda d, x, t: d(x, torch.zeros(2, 3), t)),
+        (
+            "hidden_states, encoder_hidden_states, timestep",
+            lambda d, x, t: d(hidden_states=x, timestep=t, encoder_hidden_states=torch.zeros(2, 3)),
+        ),
+        ("sample, timestep", lambda d, x, t: d(x, timestep=t)),
+        ("x, sigma", lambda d, x, t: d(x, t)),
+        ("*args, **kwargs", lambda d, x, t: d(x, t)),
+        ("*args, **kwargs", lambda d, x, t: d(hidden_states=x, timestep=t)),
+        ("z, level", lambda d, x, t: d(level=t, z=x)),
+    ],
+)
+def test_x_and_t_are_found(signature, call):
+    scope: dict = {}
+    model_scope: dict = {"scope": scope}
+    exec(f"def model({signature}):\n    return scope['pick'](locals())", model_scope)
+
+    def pick(values):
+        flat = [*values.get("args", ()), *values.get("kwargs", {}).values(), *values.values()]
+        return next(v for v in flat if isinstance(v, Tensor) and v.shape[1:] == SHAPE) * 1.0
+
+    scope["pick"] = pick
+    names = {"x_name": "z", "t_name": "level"} if "level" in signature else {}
+    denoiser = CachedDenoiser(model_scope["model"], Alternate(), **names)
+    for t in (900.0, 800.0):
+        assert torch.equal(call(denoiser, noise(), t), noise())
+    assert [record.t for record in denoiser.trace.records] == [900.0, 800.0]
+    assert denoiser.nfe == 1
+
+
+def test_a_module_stays_reachable():
+    module = nn.Linear(4, 4)
+    module.config = {"size": 4}
+    denoiser = CachedDenoiser(module, Never(), x_name="input", t_name=None)
+    assert denoiser.model is module
+    assert list(denoiser.parameters()) == list(module.parameters())
+    assert denoiser.config == {"size": 4}
+    assert denoiser.to(torch.float64) is denoiser
+    assert module.weight.dtype == torch.float64
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        denoiser.no_such_thing  # noqa: B018
+
+
+def test_the_caller_may_change_outputs_and_latents_in_place():
+    reference, denoiser = sencache(Counted(mixture())), sencache(Counted(mixture()))
+    x, z = noise(), noise()
+    for t in TIMESTEPS:
+        x = x - 0.04 * reference(x, t)
+        v = denoiser(z, t)
+        v.mul_(-0.04)
+        z.add_(v)
+        v.fill_(1e9)
+        torch.testing.assert_close(x, z)
+    assert reference.trace.to_dict() == denoiser.trace.to_dict()
+
+
+def test_memory_is_one_output_and_one_latent_a_branch_and_gone_after_the_run():
+    alive: list[weakref.ref] = []
+
+    def model(x, t):
+        y = x * 2.0
+        alive.append(weakref.ref(y))
+        return y
+
+    denoiser = CachedDenoiser(model, "sencache", profile=linear_profile(TIMESTEPS, class_name="model"), epsilon=1e9)
+    with denoiser.run(timesteps=TIMESTEPS):
+        for t in TIMESTEPS:
+            denoiser(noise(seed=int(t)), t)
+        run = denoiser._engine._run
+        held = [t for store in run.stores.values() for refresh in store.history for t in (refresh.output,)]
+        states = [group.state.x for group in run.groups.values()]
+        assert len(held) == len(states) == 1
+        assert sum(ref() is not None for ref in alive) == 0  # the model's own outputs are copied, not kept
+    assert denoiser._engine._run is None
+
+
+# -- guards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["host", "accelerator"])
+def placement(request, monkeypatch):
+    """Run as if the tensors were where the host cannot see them without waiting."""
+    if request.param == "accelerator":
+        monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor: False)
+    return request.param
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_output_is_never_cached(bad, placement):
+    poisoned = {1: TIMESTEPS[4]}
+
+    def model(x, t):
+        y = x * 1.0
+        if t == poisoned[1]:
+            y[-1] = bad
+        return y
+
+    denoiser = CachedDenoiser(
+        Counted(model), "sencache", profile=linear_profile(TIMESTEPS, 0.0, 1e-4), epsilon=0.02, epsilon_start=0.02
+    )
+    x = noise()
+    with denoiser.run(timesteps=TIMESTEPS) as trace:
+        for t in TIMESTEPS:
+            out = denoiser(x, t)
+            assert t == poisoned[1] or out.isfinite().all()
+    assert trace.records[3].evaluated == (False, False)
+    assert trace.records[4].evaluated == (True, True)
+    assert trace.records[5].evaluated == (False, True)
+    assert trace.records[5].reason[1] == "non-finite output"
+    assert trace.records[6].evaluated == (False, False)
+    assert any("non-finite output at t=840" in note for note in trace.notes)
+
+
+def test_a_non_finite_output_without_a_read_is_healed_on_the_device(placement):
+    """A policy that looks at no tensor: no read, and still nothing non-finite is handed out a second time."""
+
+    def model(x, t):
+        y = x + t
+        if t == TIMESTEPS[2]:
+            y[0] = float("nan")
+        return y
+
+    denoiser = CachedDenoiser(model, Uniform(every=2))
+    x = noise()
+    with denoiser.run(timesteps=TIMESTEPS[:6]):
+        outs = [denoiser(x, t) for t in TIMESTEPS[:6]]
+    assert outs[2].isnan()[0].all()
+    assert outs[3].isfinite().all()
+    fresh = TIMESTEPS[3] if placement == "host" else TIMESTEPS[0]
+    torch.testing.assert_close(outs[3][0], x[0] + fresh)
+
+
+def test_a_non_finite_input_is_evaluated_and_not_cached():
+    denoiser = CachedDenoiser(Counted(lambda x, t: torch.ones_like(x) * t), Alternate(max_reuse=10))
+    x = noise()
+    broken = x.clone()
+    broken[0] = float("nan")
+    for t, latent in ((900.0, x), (800.0, broken), (700.0, x), (600.0, x)):
+        out = denoiser(latent, t)
+    reasons = [record.reason[0] for record in denoiser.trace.records]
+    assert reasons == ["enough", "non-finite input", "non-finite input", "again"]
+    assert [record.evaluated for record in denoiser.trace.records] == [
+        (True, True), (True, False), (True, False), (False, False)
+    ]  # fmt: skip
+    assert torch.equal(out[0], torch.full(SHAPE, 700.0))
+    assert torch.equal(out[1], torch.full(SHAPE, 900.0))
+
+
+# -- trace, warnings, audit ------------------------------------------------------------------------------------------
+
+
+def test_trace_agrees_with_an_independent_count(tmp_path):
+    model = Counted(mixture())
+    denoiser = sencache(model, audit=0.4, audit_seed=5)
+    x = noise(4)
+    x *= torch.tensor([0.2, 1.0, 2.0, 4.0]).reshape(4, 1, 1, 1)
+    with denoiser.run(timesteps=TIMESTEPS) as trace:
+        euler(denoiser, x)
+    audited = [record for record in trace.records if record.audit]
+    assert audited
+    assert model.calls == trace.model_calls + trace.audit_calls
+    audited_rows = sum(sum(not e for e in record.evaluated) for record in audited)
+    assert sum(model.rows) == sum(trace.nfe_per_sample) + audited_rows
+    assert trace.nfe == sum(trace.nfe_per_sample) / 4
+    assert trace.cache_ratio == pytest.approx(1 - trace.nfe / 25)
+    assert denoiser.nfe == trace.nfe
+    text = trace.to_json(tmp_path / "trace.json")
+    data = json.loads(text)
+    assert json.loads((tmp_path / "trace.json").read_text()) == data
+    assert data["nfe"] == trace.nfe
+    assert len(data["records"]) == 25
+    frame = trace.to_dataframe()
+    assert len(frame) == 100
+    assert frame.evaluated.sum() == sum(trace.nfe_per_sample)
+    printed = str(trace)
+    assert "within tolerance" in printed
+    assert f"{trace.nfe:.4g} evaluations in 25 calls" in printed
+    for record in audited:
+        for true, predicted, evaluated in zip(
+            record.audit.true_error, record.audit.predicted_error, record.evaluated, strict=True
+        ):
+            assert np.isnan(true) == evaluated
+            assert predicted >= 0
+
+
+def test_audit_measures_the_true_error_and_never_changes_the_output():
+    plain, audited = sencache(Counted(mixture())), sencache(Counted(mixture()), audit=1.0)
+    torch.manual_seed(0)
+    a = euler(plain, noise())
+    torch.manual_seed(0)
+    draws = torch.get_rng_state()
+    b = euler(audited, noise())
+    assert torch.equal(a, b)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert plain.nfe == audited.nfe
+    x = noise()
+    for t, record in zip(TIMESTEPS, audited.trace.records, strict=True):
+        y = plain(x, t)
+        if record.audit is not None:
+            expected = (mixture()(x, t) - y).square().mean(dim=(1, 2, 3)).sqrt()
+            for row, true in enumerate(record.audit.true_error):
+                assert np.isnan(true) or true == pytest.approx(expected[row].item(), rel=1e-4, abs=1e-7)
+        x = x + (([*TIMESTEPS, 0.0][TIMESTEPS.index(t) + 1]) - t) / 1000 * y
+    assert audited.trace.audit_calls == sum(not all(record.evaluated) for record in audited.trace.records)
+
+
+def test_an_audit_that_draws_does_not_disturb_the_sampler():
+    def noisy(x, t):
+        return x + torch.randn(x.shape) * 1e-3
+
+    outs = []
+    for audit in (0.0, 1.0):
+        torch.manual_seed(1)
+        outs.append(euler(CachedDenoiser(noisy, Alternate(), audit=audit), noise()))
+    assert torch.equal(*outs)
+
+
+def test_a_run_without_reuse_says_so_once():
+    denoiser = sencache(Counted(mixture()), epsilon=1e-12)
+
+    def run():
+        with denoiser.run(timesteps=TIMESTEPS):
+            euler(denoiser, noise())
+
+    said = "nothing was reused in a run of 25 calls: .*above tolerance.*; the nearest score was .* tolerance of 1e-12"
+    with pytest.warns(CacheWarning, match=said):
+        run()
+    run()
+
+
+def test_too_few_steps_are_pointed_out():
+    denoiser = sencache(Counted(mixture()))
+    with pytest.warns(CacheWarning, match="a run of 3 steps has too few"), denoiser.run(timesteps=TIMESTEPS[:3]):
+        euler(denoiser, noise(), TIMESTEPS[:3])
+
+
+# -- contracts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decision", "message"),
+    [
+        (Decision((True,), ("x",)), r"returned reuse of length 1; it is a tuple of 2"),
+        (Decision(torch.tensor([True, False]), ("x", "x")), "returned reuse as a Tensor"),
+        (Decision((1, 0), ("x", "x")), "its entries are bools"),
+        (Decision((True, True), ("x",)), "returned reason of length 1"),
+        (Decision((True, True), ("x", "y"), score=(1.0,)), "returned score of length 1"),
+        (True, "decide returns a Decision"),
+    ],
+)
+def test_a_policy_that_breaks_its_contract_is_named(decision, message):
+    @frozen
+    class Broken(Alternate):
+        name: ClassVar[str] = "broken"
+
+        def decide(self, step, state):
+            return decision
+
+    with pytest.raises(PolicyError, match=rf"policy 'broken' .*{message}"):
+        CachedDenoiser(Counted(mixture()), Broken())(noise(), 1000.0)
+
+
+def test_what_is_no_policy_is_refused():
+    for wrong in (SenCache, object(), 3):
+        with pytest.raises(PolicyError, match="does not follow the CachePolicy contract"):
+            CachedDenoiser(Counted(mixture()), wrong)
+    with pytest.raises(PolicyError, match="does not follow the Substitute contract"):
+        CachedDenoiser(Counted(mixture()), Never(), substitute=3)
+    with pytest.raises(SettingsError, match="settings epsilon were given beside a policy object"):
+        CachedDenoiser(Counted(mixture()), Never(), epsilon=1.0)
+
+
+def test_signals_cannot_be_had_at_the_output():
+    @frozen
+    class Curious(Alternate):
+        name: ClassVar[str] = "curious"
+
+        @property
+        def needs(self):
+            return Needs(signals={"modulated_input"})
+
+    with pytest.raises(NeedsError, match="policy 'curious' needs the signals modulated_input"):
+        CachedDenoiser(Counted(mixture()), Curious())
