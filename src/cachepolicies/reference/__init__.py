@@ -1,0 +1,1 @@
+"""Denoisers to test on: an exact analytic one and two small trained transformers, with their data."""

@@ -1,0 +1,37 @@
+"""The package as it is installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cachepolicies
+
+HEAVY = ("diffusers", "matplotlib", "scipy.optimize", "sklearn", "torchmetrics", "pandas", "transformers")
+
+
+def test_import_is_light():
+    code = f"import sys, json, cachepolicies; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == []
+
+
+def test_public_names_are_there_and_no_others_are_promised():
+    assert sorted(cachepolicies.__all__) == cachepolicies.__all__
+    assert all(hasattr(cachepolicies, name) for name in cachepolicies.__all__)
+
+
+def test_typed_marker_is_shipped():
+    assert (Path(cachepolicies.__file__).parent / "py.typed").exists()
+
+
+def test_weights_are_small_and_have_their_provenance():
+    folder = Path(cachepolicies.__file__).parent / "reference" / "weights"
+    weights = sorted(folder.glob("*.safetensors"))
+    assert {path.stem for path in weights} >= {"video-dit", "image-dit", "digit-classifier"}
+    for path in weights:
+        assert path.stat().st_size <= 5 * 2**20
+        assert json.loads(path.with_suffix(".json").read_text())["script"].startswith("training/")
+        assert path.with_suffix(".loss.csv").exists()

@@ -1,0 +1,416 @@
+"""Invariants, as properties: on the analytic denoiser, the trained video DiT and the trained image DiT."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate, row_rms, sample
+from cachepolicies._output import tensor_of
+from cachepolicies._plugins import load_plugins
+from cachepolicies.policies import SenCache
+from cachepolicies.reference.gaussian_mixture import FlowMatching, GaussianMixtureDenoiser
+from cachepolicies.schedulers.flow_euler import FlowEuler
+from conftest import SHAPE, Counted, mixture
+from subjects import NAMES, Subject, subject
+
+pytestmark = pytest.mark.filterwarnings("ignore::cachepolicies.CacheWarning")
+
+STEPS = 10
+EXAMPLES = {"mixture": 40, "video-dit": 5, "image-dit": 8}
+
+subjects = pytest.mark.parametrize("name", NAMES)
+
+tolerances = st.floats(1e-3, 3.0)
+reuses = st.integers(1, 5)
+seeds = st.integers(0, 2**16)
+
+
+def on(name: str):
+    """Settings of a property: fewer examples where one costs more."""
+
+    def configure(test):
+        return settings(max_examples=EXAMPLES[name], suppress_health_check=[HealthCheck.function_scoped_fixture])(test)
+
+    return configure
+
+
+def cached(s: Subject, model=None, **options) -> CachedDenoiser:
+    options = {"epsilon_start": 1e9, "max_reuse": 3} | options
+    return CachedDenoiser(s.model if model is None else model, "sencache", profile=s.profile, **options)
+
+
+@torch.no_grad()
+def run(s: Subject, denoiser, rows: int, seed: int, steps: int = STEPS) -> Tensor:
+    x, conditioning = s.inputs(rows, seed)
+    return sample(denoiser, s.scheduler, x, num_steps=steps, **conditioning)
+
+
+@subjects
+def test_zero_tolerance_is_bit_for_bit_the_bare_model(name):
+    s = subject(name)
+
+    @on(name)
+    @given(seeds, st.integers(1, 3), reuses)
+    def holds(seed, rows, max_reuse):
+        denoiser = cached(s, epsilon=0.0, max_reuse=max_reuse)
+        assert torch.equal(run(s, denoiser, rows, seed), run(s, s.model, rows, seed))
+        assert denoiser.cache_ratio == 0.0
+
+    holds()
+
+
+@subjects
+def test_reuse_is_bounded_in_number_and_score(name):
+    """Never more than max_reuse reuses in a row, per sample and branch; a reuse's score is within its tolerance."""
+    s = subject(name)
+
+    @on(name)
+    @given(seeds, tolerances, reuses, st.sampled_from(["shared", "independent"]))
+    def holds(seed, epsilon, max_reuse, branches):
+        denoiser = cached(s, epsilon=epsilon, max_reuse=max_reuse, branches=branches)
+        x, conditioning = s.inputs(2, seed)
+        timesteps = s.scheduler.timesteps(STEPS)
+        with torch.no_grad(), denoiser.run(timesteps=timesteps) as trace:
+            for t in timesteps:
+                for branch in ("cond", "uncond"):
+                    denoiser(x, torch.full((2,), t), branch=branch, **conditioning)
+                x = x * (1 - 0.3 / STEPS)
+        for branch in ("cond", "uncond"):
+            streak = np.zeros(2, dtype=int)
+            for record in (r for r in trace.records if r.branch == branch):
+                reused = ~np.array(record.evaluated)
+                streak = np.where(reused, streak + 1, 0)
+                assert streak.max() <= max_reuse
+                if reused.any():
+                    assert all(np.array(record.score)[reused] <= np.array(record.tolerance)[reused])
+                    assert all(np.array(record.tolerance)[reused] == epsilon)
+
+    holds()
+
+
+@settings(max_examples=60)
+@given(seeds, st.floats(0.01, 2.0), st.integers(1, 8), st.integers(5, 40))
+def test_the_bound_holds_at_every_reuse(seed, epsilon, max_reuse, steps):
+    """True change <= L_x |dx| + L_t |dt| with the local Lipschitz constants of the analytic denoiser."""
+    s, model = subject("mixture"), mixture()
+    denoiser = cached(s, epsilon=epsilon, max_reuse=max_reuse)
+    x, _ = s.inputs(2, seed)
+    reference: list[tuple[Tensor, float] | None] = [None, None]
+    timesteps = s.scheduler.timesteps(steps)
+    checked = 0
+    with denoiser.run(timesteps=timesteps) as trace:
+        for t, end in pairwise((*timesteps, 0.0)):
+            y = denoiser(x, t)
+            for row in range(2):
+                if trace.records[-1].evaluated[row]:
+                    reference[row] = (x[row : row + 1].clone(), t)
+                    continue
+                held = reference[row]
+                assert held is not None
+                here, there = x[row : row + 1].double(), held[0].double()
+                l_x, l_t = model.lipschitz(there, held[1], here, t)
+                true = row_rms(model(here, t) - y[row : row + 1])
+                bound = l_x * row_rms(here - there) + l_t * abs(t - held[1])
+                assert true.item() <= bound.item() * (1 + 1e-4) + 1e-6
+                checked += 1
+            x = x + (end - t) / 1000 * y
+    assume(checked)
+
+
+def test_first_order_estimate_is_of_second_order():
+    """|f(x+dx, t+dt) - f - J dx - df/dt dt| shrinks at least as step^2 (measured order >= 1.8)."""
+    model = mixture()
+
+    @settings(max_examples=40)
+    @given(seeds, st.floats(100.0, 900.0))
+    def holds(seed, t):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)
+        dx = torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)
+        sizes = [0.02 / 2**k for k in range(5)]
+        errors = []
+        for h in sizes:
+            true = model(x + h * dx, t - 300 * h) - model(x, t)
+            first = h * model.jvp(x, t, dx) - 300 * h * model.time_derivative(x, t)
+            errors.append(row_rms(true - first).item())
+        order = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+        assert order >= 1.8
+
+    holds()
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "x0"])
+def test_the_score_is_a_first_order_bound(prediction):
+    """The estimate |J dx| + |df/dt dt| exceeds the true change up to second order in the step."""
+    model = mixture(prediction)
+
+    @settings(max_examples=30)
+    @given(seeds, st.floats(100.0, 900.0))
+    def holds(seed, t):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)
+        dx = torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)
+        excess = []
+        for h in (0.02, 0.01, 0.005):
+            score = model.sensitivity(x, t, dx) * row_rms(h * dx) + model.rate(x, t) * 300 * h
+            true = row_rms(model(x + h * dx, t - 300 * h) - model(x, t))
+            excess.append(max(0.0, (true - score).item()) / h**2)
+        assert max(excess[1:]) <= 1.5 * excess[0] + 1e-3
+
+    holds()
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "x0"])
+def test_calibrated_sensitivities_approach_the_closed_form(prediction):
+    """Within 2 % of |J dx|/|dx| and |df/dt| as the step shrinks."""
+    model = mixture(prediction)
+    samples = CalibrationSamples(
+        noise=torch.randn(4, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), seeds=range(4)
+    )
+    data = mixture().sample(4, torch.Generator().manual_seed(1)).double()
+    worst = []
+    for steps in (100, 800):
+        points: dict[float, tuple[Tensor, Tensor]] = {}
+
+        def probe(x, t, model=model, points=points):
+            points.setdefault(t[0].item(), (x.clone(), t.clone()))
+            return model(x, t)
+
+        scheduler = FlowEuler()
+        if prediction == "velocity":
+            profile = calibrate(probe, scheduler, samples, num_steps=steps, batch_size=4, progress=False, name="p")
+        else:
+            # the sampler's steps follow the velocity; what is measured along them is this prediction
+            profile = calibrate(
+                probe,
+                scheduler,
+                CalibrationSamples(noise=samples.noise, data=data),
+                num_steps=steps,
+                trajectory="noised",
+                batch_size=4,
+                progress=False,
+                name="p",
+            )
+        ts = profile.timesteps
+        errors = []
+        for k, t in enumerate(ts[:-1]):
+            if not 150 <= t <= 850:
+                continue
+            x, after = points[t][0], points[ts[k + 1]][0]
+            exact_x = model.sensitivity(x, t, after - x).mean().item()
+            exact_t = model.rate(x, t).mean().item()
+            errors.append(abs(profile.curves["alpha_x"].at(t) / exact_x - 1))
+            errors.append(abs(profile.curves["alpha_t"].at(t) / exact_t - 1))
+        worst.append(max(errors))
+    assert worst[1] <= 0.02
+    assert worst[1] < worst[0] / 4
+
+
+@subjects
+def test_a_batch_decides_as_its_samples_do(name):
+    """Batch of n and n batches of 1: the same decisions, outputs equal to float tolerance."""
+    s = subject(name)
+    rows = 8 if name == "mixture" else 4
+
+    @on(name)
+    @given(seeds, st.floats(0.05, 1.0), reuses)
+    def holds(seed, epsilon, max_reuse):
+        together = cached(s, epsilon=epsilon, max_reuse=max_reuse)
+        batch = run(s, together, rows, seed)
+        x, conditioning = s.inputs(rows, seed)
+        decisions = []
+        margins = [abs(v - epsilon) for r in together.trace.records for v in r.score or ()]
+        assume(min(margins) > 1e-4 * epsilon)  # a tie is decided by rounding
+        for row in range(rows):
+            alone = cached(s, epsilon=epsilon, max_reuse=max_reuse)
+            kwargs = {key: value[row : row + 1] for key, value in conditioning.items()}
+            with torch.no_grad():
+                single = sample(alone, s.scheduler, x[row : row + 1], num_steps=STEPS, **kwargs)
+            torch.testing.assert_close(single[0], batch[row], rtol=1e-3, atol=1e-3)
+            decisions.append([r.evaluated[0] for r in alone.trace.records])
+        assert [list(r.evaluated) for r in together.trace.records] == [list(d) for d in zip(*decisions, strict=True)]
+
+    holds()
+
+
+@subjects
+def test_branches_do_not_see_each_other(name):
+    """Independent branches return what separate wrappers return, bit for bit."""
+    s = subject(name)
+
+    @on(name)
+    @given(seeds, tolerances, reuses)
+    def holds(seed, epsilon, max_reuse):
+        settings = {"epsilon": epsilon, "max_reuse": max_reuse}
+        both = cached(s, branches="independent", **settings)
+        separate = {branch: cached(s, **settings) for branch in ("cond", "uncond")}
+        inputs = {"cond": s.inputs(2, seed), "uncond": s.inputs(2, seed + 1)}
+        timesteps = s.scheduler.timesteps(STEPS)
+        x = inputs["cond"][0]
+        with torch.no_grad():
+            for t in timesteps:
+                level = torch.full((2,), t)
+                for branch, (_, conditioning) in inputs.items():
+                    joint = tensor_of(both(x, level, branch=branch, **conditioning))
+                    assert torch.equal(joint, tensor_of(separate[branch](x, level, **conditioning)))
+                x = x * (1 - 0.2 / STEPS)
+
+    holds()
+
+
+@subjects
+def test_runs_do_not_see_each_other(name):
+    """Stopping anywhere, by exception or break, then starting again equals a fresh wrapper."""
+    s = subject(name)
+
+    class StopError(Exception):
+        pass
+
+    @on(name)
+    @given(seeds, tolerances, reuses, st.integers(0, STEPS - 1), st.booleans(), st.booleans())
+    def holds(seed, epsilon, max_reuse, stop, by_exception, declared):
+        used, fresh = (cached(s, epsilon=epsilon, max_reuse=max_reuse) for _ in range(2))
+        x, conditioning = s.inputs(2, seed)
+        timesteps = s.scheduler.timesteps(STEPS)
+
+        def loop(denoiser, until=None):
+            z = x
+            for k, t in enumerate(timesteps):
+                if k == until:
+                    if by_exception:
+                        raise StopError
+                    break
+                z = z - 0.01 * tensor_of(denoiser(z, torch.full((2,), t), **conditioning))
+            return z
+
+        def attempt(denoiser, until=None):
+            if not declared:
+                return loop(denoiser, until)
+            with denoiser.run(timesteps=timesteps):
+                return loop(denoiser, until)
+
+        with torch.no_grad():
+            with contextlib.suppress(StopError):
+                attempt(used, stop)
+            assert torch.equal(attempt(used), attempt(fresh))
+        assert used.trace.to_dict()["records"] == fresh.trace.to_dict()["records"]
+
+    holds()
+
+
+@subjects
+def test_decide_is_pure(name):
+    """Asking twice gives the same decision and changes nothing, for every registered policy that can be built."""
+    s = subject(name)
+    registry = load_plugins().policies
+    settings_of = {"uniform": {"every": 3}, "sencache": {"epsilon": 0.5}}
+
+    class Twice:
+        """A policy that asks another twice."""
+
+        def __init__(self, inner):
+            self.inner, self.name = inner, inner.name
+
+        needs = property(lambda self: self.inner.needs)
+        reuses = property(lambda self: self.inner.reuses)
+
+        def start(self, info):
+            return self.inner.start(info)
+
+        def decide(self, step, state):
+            before = copy.deepcopy(state)
+            first = self.inner.decide(step, state)
+            second = self.inner.decide(step, state)
+            assert first.reuse == second.reuse
+            assert first.reason == second.reason
+            assert np.array_equal(first.score or (), second.score or (), equal_nan=True)
+            assert same(before, state)
+            return second
+
+        def observe(self, step, decision, output, state):
+            before = copy.deepcopy(state)
+            after = self.inner.observe(step, decision, output, state)
+            assert same(before, state)
+            return after
+
+    for policy in ("never", "uniform", "sencache"):
+        inner = registry.create(policy, **settings_of.get(policy, {}))
+        denoiser = CachedDenoiser(s.model, Twice(inner), profile=s.profile)
+        plain = CachedDenoiser(s.model, inner, profile=s.profile)
+        assert torch.equal(run(s, denoiser, 2, 3), run(s, plain, 2, 3))
+
+
+def same(a, b) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    fields = getattr(type(a), "__attrs_attrs__", None)
+    if fields is not None:
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(same(p, q) for p, q in zip(a, b, strict=True))
+    return a == b or (a != a and b != b)
+
+
+@settings(max_examples=30)
+@given(seeds, st.floats(0.05, 1.0), reuses, st.integers(2, 4))
+def test_tiling_a_latent_changes_no_decision(seed, epsilon, max_reuse, tiles):
+    """RMS units: a tolerance means the same at every resolution."""
+    s = subject("mixture")
+
+    def tiled_model(x, t):
+        return mixture()(x[..., : SHAPE[-1]], t).repeat(1, 1, 1, x.shape[-1] // SHAPE[-1])
+
+    plain = cached(s, Counted(tiled_model), epsilon=epsilon, max_reuse=max_reuse)
+    tiled = cached(s, Counted(tiled_model), epsilon=epsilon, max_reuse=max_reuse)
+    x, _ = s.inputs(2, seed)
+    y = sample(plain, s.scheduler, x, num_steps=20)
+    z = sample(tiled, s.scheduler, x.repeat(1, 1, 1, tiles), num_steps=20)
+    scores = [v for r in plain.trace.records for v in r.score or ()]
+    assume(min(abs(v - epsilon) for v in scores) > 1e-5 * epsilon)
+    assert [r.evaluated for r in plain.trace.records] == [r.evaluated for r in tiled.trace.records]
+    torch.testing.assert_close(y.repeat(1, 1, 1, tiles), z)
+
+
+@settings(max_examples=20)
+@given(seeds, st.floats(0.05, 0.5))
+def test_a_restored_state_repeats_the_decision(seed, epsilon):
+    """State in, state out: nothing that decides lives outside the state."""
+    s = subject("mixture")
+    states, decisions = [], []
+
+    class Recording(SenCache):
+        def decide(self, step, state):
+            states.append((step, state))
+            decisions.append(super().decide(step, state))
+            return decisions[-1]
+
+    policy = Recording(epsilon=epsilon, epsilon_start=1e9)
+    run(s, CachedDenoiser(s.model, policy, profile=s.profile), 2, seed)
+    for (step, state), decision in zip(reversed(states), reversed(decisions[:]), strict=True):
+        assert SenCache.decide(policy, step, state) == decision
+
+
+def test_a_linear_denoiser_needs_no_first_order_caveat():
+    """K = 1: the velocity is linear in x, so alpha_x is exact for any displacement."""
+    single = GaussianMixtureDenoiser(
+        means=torch.zeros(1, *SHAPE),
+        variances=torch.tensor([0.3]),
+        weights=torch.ones(1),
+        schedule=FlowMatching(1000.0),
+        prediction="velocity",
+    )
+    samples = CalibrationSamples.from_seeds(range(3), SHAPE)
+    profile = calibrate(single, FlowEuler(), samples, num_steps=20, progress=False)
+    x = torch.randn(1, *SHAPE, dtype=torch.float64)
+    for t in profile.timesteps[1:]:
+        exact = row_rms(single(3.0 * x, t) - single(x, t)) / row_rms(2.0 * x)
+        assert profile.curves["alpha_x"].at(t) == pytest.approx(exact.item(), rel=1e-3)
