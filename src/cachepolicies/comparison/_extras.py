@@ -1,0 +1,20 @@
+"""The packages that a comparison needs beyond the library's own."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from cachepolicies._errors import NeedsError
+
+
+def check_installed(*packages: str) -> None:
+    """Check that optional packages can be imported, before anything is computed.
+
+    Raises:
+        NeedsError: one cannot.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise NeedsError(
+            f"a comparison needs {', '.join(missing)}, not installed; pip install 'cachepolicies[compare]'"
+        )

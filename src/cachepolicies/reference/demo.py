@@ -1,0 +1,63 @@
+"""The demonstration: ``python -m cachepolicies.reference.demo``.
+
+It samples 32 guided videos with the trained video DiT: uncached, with SenCache at three settings, and, at the
+evaluations each of them took, with fewer steps and with evenly spaced reuse. Then it prints the table and writes
+``report.html``, ``table.csv`` and ``table.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from cachepolicies._errors import CachePoliciesError
+from cachepolicies.comparison import Candidate, compare
+from cachepolicies.comparison._console import wide_console
+from cachepolicies.comparison._extras import check_installed
+from cachepolicies.comparison.report import write_all
+from cachepolicies.reference.workloads import video_dit
+
+PROFILE = "video-dit"
+"""The shipped profile of the trained video DiT."""
+
+POLICIES = {
+    "SenCache, careful": "sencache:epsilon=0.03,max_reuse=2",
+    "SenCache, medium": "sencache:epsilon=0.07,max_reuse=3",
+    "SenCache, bold": "sencache:epsilon=0.15,max_reuse=5",
+}
+"""Label to setting, from the most careful to the boldest."""
+
+SAMPLES = 32
+OUT = Path("demo")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demonstration and return the exit code."""
+    parser = argparse.ArgumentParser(description="Sample the trained video DiT with fewer evaluations, and compare.")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of report.html, table.csv and table.json")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--repeats", type=int, default=1, help="how often everything is timed")
+    given = parser.parse_args(arguments)
+    errors = Console(stderr=True)
+    try:
+        check_installed("torchmetrics", "matplotlib", "jinja2")
+        comparison = compare(
+            video_dit(),
+            [Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()],
+            range(given.samples),
+            repeats=given.repeats,
+            console=errors,
+        )
+        wide_console().print(comparison.table())
+        for path in write_all(comparison, given.out):
+            print(path)
+    except CachePoliciesError as error:
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

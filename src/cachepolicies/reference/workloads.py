@@ -1,0 +1,131 @@
+"""The trained reference models as workloads: ``cachepolicies compare cachepolicies.reference.workloads:video_dit``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cachepolicies.comparison.workload import Inputs, Workload
+from cachepolicies.reference import classifier, moving_digits
+from cachepolicies.reference import image_dit as image
+from cachepolicies.reference import video_dit as video
+from cachepolicies.reference.guided import GuidedDenoiser
+from cachepolicies.schedulers.ddim import DDIM
+from cachepolicies.schedulers.flow_euler import FlowEuler
+
+GUIDANCE = 2.0
+STEPS = 50
+
+
+def video_dit(
+    guidance: float = GUIDANCE, num_steps: int = STEPS, shift: float = 1.0, network: nn.Module | None = None
+) -> Workload:
+    """Guided videos of moving digits from the trained video DiT, by flow-matching Euler.
+
+    Captions are drawn from the training distribution: one digit or two, from still to fast. ``accuracy`` is the
+    fraction of the single-digit videos whose middle frame a classifier takes for the digit in the caption.
+
+    Args:
+        guidance: scale of classifier-free guidance; 1 is none.
+        num_steps: Euler steps.
+        shift: of the noise levels.
+        network: instead of the trained one.
+
+    Raises:
+        FileNotFoundError: the trained weights are not beside the module.
+    """
+    return Workload(
+        name="video-dit",
+        denoiser=GuidedDenoiser(
+            video.load_video_dit() if network is None else network,
+            guidance,
+            argument="encoder_hidden_states",
+            null=moving_digits.null_embedding,
+        ),
+        scheduler=FlowEuler(shift=shift),
+        num_steps=num_steps,
+        latent_shape=moving_digits.LATENT_SHAPE,
+        inputs=video_inputs,
+        decode=moving_digits.decode,
+        scores={"accuracy": video_accuracy},
+        guidance=guidance,
+    )
+
+
+def image_dit(guidance: float = GUIDANCE, num_steps: int = STEPS, network: nn.Module | None = None) -> Workload:
+    """Guided digits from the trained image DiT, by DDIM on its variance-preserving schedule.
+
+    ``accuracy`` is the fraction of the images that a classifier takes for the digit asked for.
+
+    Args:
+        guidance: scale of classifier-free guidance; 1 is none.
+        num_steps: DDIM steps.
+        network: instead of the trained one.
+
+    Raises:
+        FileNotFoundError: the trained weights are not beside the module.
+    """
+    return Workload(
+        name="image-dit",
+        denoiser=GuidedDenoiser(
+            image.load_image_dit() if network is None else network,
+            guidance,
+            argument="class_labels",
+            null=lambda n: torch.full((n,), image.NULL_LABEL),
+        ),
+        scheduler=DDIM(prediction_type="noise", **image.SCHEDULE),
+        num_steps=num_steps,
+        latent_shape=image.LATENT_SHAPE,
+        inputs=image_inputs,
+        decode=image_pixels,
+        scores={"accuracy": image_accuracy},
+        guidance=guidance,
+    )
+
+
+def video_inputs(seeds: Sequence[int]) -> Inputs:
+    """Draw a caption and noise for every seed; ``labels["digit"]`` is -1 for a video of two digits."""
+    captions, noise = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        captions.append(moving_digits.draw_captions(1, generator))
+        noise.append(torch.randn(moving_digits.LATENT_SHAPE, generator=generator))
+    first = torch.cat([caption.first for caption in captions])
+    second = torch.cat([caption.second for caption in captions])
+    return Inputs(
+        noise=torch.stack(noise),
+        args=(torch.cat([caption.embed() for caption in captions]),),
+        labels={"digit": torch.where(second == moving_digits.NO_DIGIT, first, -1)},
+    )
+
+
+def video_accuracy(samples: Tensor, inputs: Inputs) -> Tensor:
+    """Return 1 where the middle frame shows the digit asked for, else 0; ``nan`` for videos of two digits. ``(B,)``."""
+    middle = moving_digits.decode(samples)[:, moving_digits.FRAMES // 2]
+    digit = inputs.labels["digit"]
+    right = (classifier.classify(middle) == digit).double()
+    return torch.where(digit >= 0, right, math.nan)
+
+
+def image_inputs(seeds: Sequence[int]) -> Inputs:
+    """Draw a class label and noise for every seed."""
+    labels, noise = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        labels.append(torch.randint(10, (1,), generator=generator))
+        noise.append(torch.randn(image.LATENT_SHAPE, generator=generator))
+    digit = torch.cat(labels)
+    return Inputs(noise=torch.stack(noise), args=(digit,), labels={"digit": digit})
+
+
+def image_pixels(latents: Tensor) -> Tensor:
+    """Undo the standardisation and clip to [0, 1]: ``(B, 1, 16, 16)`` to ``(B, 16, 16)``."""
+    return (latents[:, 0] * image.PIXEL_STD + image.PIXEL_MEAN).clamp(0.0, 1.0)
+
+
+def image_accuracy(samples: Tensor, inputs: Inputs) -> Tensor:
+    """Return 1 where the image shows the digit asked for, else 0. ``(B,)``."""
+    return (classifier.classify_digit_images(image_pixels(samples)) == inputs.labels["digit"]).double()
