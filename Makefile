@@ -46,6 +46,7 @@ train: $(INSTALLED)
 	$(BIN)/python training/train_classifier.py
 	$(BIN)/python training/train_video_dit.py
 	$(BIN)/python training/train_image_dit.py
+	$(BIN)/python training/evaluate.py
 
 clean:
 	rm -rf demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cachepolicies import CachedDenoiser, Profile
+from cachepolicies import CachedDenoiser, Profile, _guards
 from cachepolicies.profiles.schema import Curve, ModelInfo, SchedulerInfo
 
 SHAPE = (4, 8, 12, 12)
@@ -44,6 +45,7 @@ class Cost:
         median_us: microseconds a call that the engine adds at the median.
         p90_us: the same at the 90th percentile.
         waits: dispatched operators that would wait for a device, a decision.
+        reads: tensors read by the host, a decision, were they on an accelerator.
         held_bytes: tensors that the engine holds at the end of a run.
         cache_ratio: reused calls / all calls.
     """
@@ -53,6 +55,7 @@ class Cost:
     median_us: float
     p90_us: float
     waits: float
+    reads: float
     held_bytes: int
     cache_ratio: float
 
@@ -79,6 +82,24 @@ def counted_waits(call: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         call()
     return sum(event.count for event in profiler.key_averages() if event.key in WAITING)
+
+
+def counted_reads(call: Callable[[], object]) -> int:
+    """Return how often Python reads a tensor during ``call``, as if the tensors were on an accelerator.
+
+    On the CPU a read dispatches nothing and waits for nothing; on an accelerator each is one synchronisation.
+    """
+    reads = 0
+    original = torch.Tensor.tolist
+
+    def tolist(self: Tensor) -> Any:
+        nonlocal reads
+        reads += 1
+        return original(self)
+
+    with mock.patch.object(_guards, "visible", return_value=False), mock.patch.object(Tensor, "tolist", tolist):
+        call()
+    return reads
 
 
 def latents(batch: int) -> list[Tensor]:
@@ -139,13 +160,14 @@ def measure(policy: str, batch: int, runs: int) -> Cost:
                 denoiser(x, t)
             sizes.append(held(denoiser))
 
-    waits = counted_waits(whole_run)
+    waits, reads = counted_waits(whole_run), counted_reads(whole_run)
     return Cost(
         policy=policy,
         batch=batch,
         median_us=1e6 * statistics.median(engine),
         p90_us=1e6 * statistics.quantiles(engine, n=10)[-1],
         waits=waits / len(TIMESTEPS),
+        reads=reads / len(TIMESTEPS),
         held_bytes=sizes[0],
         cache_ratio=denoiser.cache_ratio,
     )
@@ -159,7 +181,9 @@ def main() -> int:
     arguments = parser.parse_args()
     policies = ("never", "uniform:every=2", "sencache:epsilon=0.03,epsilon_start=0.03")
     costs = [measure(policy, batch, arguments.runs) for batch in (1, 8) for policy in policies]
-    table = Table(title=f"Cost of the engine a call, latents Bx{'x'.join(map(str, SHAPE))}, denoiser that does nothing")
+    table = Table(
+        title=f"Cost a call (waits, reads: a decision), latents B x {'x'.join(map(str, SHAPE))}, empty denoiser"
+    )
     for heading in (
         "policy",
         "batch",
@@ -182,6 +206,7 @@ def main() -> int:
             f"{cost.p90_us:.0f}",
             "" if limit is None else f"{limit:.0f}",
             f"{cost.waits:.2f}",
+            f"{cost.reads:.2f}",
             str(cost.held_bytes),
             f"{cost.cache_ratio:.0%}",
         )

@@ -114,7 +114,8 @@ def _remember_unseen(
     """Store an evaluation on an accelerator without waiting to see whether it is finite.
 
     The device puts the row's last finite value in the place of one that is not, and the next read by the policy, if
-    it reads at all, drops the row.
+    it reads at all, drops the row. With a policy that never reads, a row whose first output is not finite has nothing
+    to put in its place: it is handed out as the model returned it.
     """
     store, batch = run.stores[call.branch], run.info.layout.rows
     chosen = peaks.values if rows is None else peaks.values.index_select(0, _index(rows, peaks.values))
