@@ -85,6 +85,12 @@ def test_a_profile_without_the_tables_needed():
         make(profile=evolve(PROFILE, curves={"alpha_x": PROFILE.curves["alpha_x"]}))
 
 
+@pytest.mark.parametrize("first", [1.0, 30_000.0])
+def test_a_profile_in_other_units_of_t_is_refused(first):
+    with pytest.raises(ProfileError, match="was calibrated for t from 1000 to 40, this run begins at"):
+        make()(torch.zeros(2, *SHAPE), first)
+
+
 def test_another_resolution_step_count_or_dtype_is_allowed_and_noted():
     denoiser = make(epsilon=1e9, epsilon_start=1e9)
     steps = TIMESTEPS[::2]
@@ -146,9 +152,9 @@ def test_outputs(output, message):
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "much", None])
 def test_a_tolerance_function_that_returns_no_tolerance(value):
     denoiser = make(SenCache(epsilon=lambda t: value))
-    denoiser(torch.zeros(2, *SHAPE), 1000.0)
-    with pytest.raises(SettingsError, match=r"epsilon\(960\) returned .*; a tolerance is finite and >= 0"):
-        denoiser(torch.zeros(2, *SHAPE), 960.0)
+    with pytest.raises(SettingsError, match=r"epsilon\(1000\) returned .*; a tolerance is finite and >= 0"):
+        denoiser(torch.zeros(2, *SHAPE), 1000.0)
+    assert denoiser.model.calls == 0
 
 
 def test_more_evaluations_than_steps():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cachepolicies import CachedDenoiser, _host
+from cachepolicies import CachedDenoiser, _host, sample
 from conftest import SHAPE, Counted, linear_profile, mixture
 
 TIMESTEPS = tuple(float(t) for t in range(1000, 0, -40))
@@ -103,6 +103,20 @@ def test_no_waiting_operator_on_the_host(policy):
         for _ in walk(denoiser):
             pass
     assert not seen
+
+
+@pytest.mark.parametrize(("policy", "a_step"), [(SENCACHE, 1), ("uniform:every=2", 0), ("never", 0)])
+def test_our_own_loop_does_not_read_t_back(policy, a_step, monkeypatch):
+    for module in ("_guards", "_host", "sampling"):
+        monkeypatch.setattr(f"cachepolicies.{module}.visible", lambda tensor: False)
+    reads_of = []
+    for steps in (10, 20):
+        denoiser = make(policy)
+        denoiser.model.denoiser = lambda x, t: x * 0.5
+        with counting_reads(monkeypatch) as reads:
+            sample(denoiser, "flow-euler", torch.randn(2, *SHAPE), num_steps=steps)
+        reads_of.append(sum(reads.values()))
+    assert reads_of[1] - reads_of[0] == 10 * a_step
 
 
 def test_the_counters_count(monkeypatch):

@@ -252,7 +252,10 @@ def test_bad_timesteps(timesteps, message):
 
 def test_a_declared_run_that_begins_elsewhere_is_refused():
     denoiser = sencache(Counted(mixture()))
-    with pytest.raises(RunError, match="first call has t=1, which is none of them"), denoiser.run(timesteps=TIMESTEPS):
+    with (
+        pytest.raises(RunError, match="first call has t=1, which is not among them"),
+        denoiser.run(timesteps=TIMESTEPS),
+    ):
         denoiser(noise(), 1.0)
 
 
@@ -263,6 +266,51 @@ def test_a_policy_that_needs_the_run_length_says_how_to_declare_it():
     ):
         with pytest.raises(NeedsError, match=r"with denoiser\.run\(timesteps=\.\.\.\)"):
             denoiser(noise(), 1000.0)
+
+
+@pytest.mark.parametrize(
+    "walk",
+    [
+        (1000.0, 600.0, 800.0, 500.0),  # an adaptive step, rejected and taken again, shorter
+        (1040.0, 1000.0, 780.0, 750.0, 520.0),  # noise added before every step
+    ],
+)
+def test_samplers_that_leave_the_declared_timesteps_are_served(walk):
+    denoiser = CachedDenoiser(Counted(mixture()), Alternate())
+    with denoiser.run(timesteps=[1000.0, 750.0, 500.0, 250.0]) as trace:
+        for t in walk:
+            x = noise(seed=int(t))
+            out = denoiser(x, t)
+            assert torch.equal(out, mixture()(x, t)) or not trace.records[-1].evaluated[0]
+    assert trace.calls == len(walk)
+
+
+def test_a_refused_inner_run_leaves_the_outer_one_alone():
+    denoiser = CachedDenoiser(Counted(lambda x, t: x), Alternate())
+    levels = [6.0, 5.0, 4.0, 3.0, 2.0]
+    with denoiser.run(timesteps=levels) as trace:
+        denoiser(noise(), 6.0)
+        with pytest.raises(RunError, match="in progress"), denoiser.run(timesteps=[1.0]):
+            pass
+        denoiser(noise(), 5.0)
+    assert trace.calls == 2
+    assert trace.nfe == 1
+
+
+def test_the_trace_of_a_batch_that_shrinks():
+    denoiser = CachedDenoiser(Counted(lambda x, t: x), Alternate())
+    with denoiser.run(timesteps=TIMESTEPS) as trace:
+        for t, rows in zip(TIMESTEPS, (3, 3, 1, 1), strict=False):
+            denoiser(noise(rows), t)
+    assert trace.nfe_per_sample == (2, 1, 1)
+    assert trace.cache_ratio == 0.5
+    assert "[cond]" not in str(trace)
+
+
+def test_a_trace_prints_whatever_a_branch_is_called():
+    denoiser = CachedDenoiser(lambda x, t: x, "never")
+    denoiser(noise(), 1.0, branch="[/u]")
+    assert "[/u]" in str(denoiser.trace)
 
 
 # -- branches --------------------------------------------------------------------------------------------------------
@@ -298,6 +346,30 @@ def test_unnamed_guidance_branches_are_refused_rather_than_mixed_up():
     denoiser(x, 1000.0, scale=torch.ones(1))
     with pytest.raises(RunError, match="twice at the same x and t=1000"):
         denoiser(x.clone(), 1000.0, scale=torch.ones(1))
+
+
+def test_repeated_points_with_the_same_conditioning_are_no_branches(monkeypatch):
+    """Heun evaluates twice at one t; conditioning made anew for each call is still the same conditioning."""
+    for place in (True, False):
+        monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor, place=place: place)
+        denoiser = sencache(Counted(branch_model))
+        z = noise()
+        for t in (1000.0, 960.0, 960.0, 920.0, 920.0):
+            denoiser(z, t, scale=torch.ones(1))
+            z.mul_(0.9)
+        assert denoiser.trace.calls == 5
+        denoiser(z * 1.0, 880.0, scale=torch.tensor([1.0]))
+        with pytest.raises(RunError, match="twice at the same x"):
+            denoiser(z * 1.0, 880.0, scale=torch.tensor([-1.0]))
+
+
+def test_conditioning_is_not_kept_alive():
+    denoiser = sencache(branch_model)
+    scale = torch.ones(1)
+    kept = weakref.ref(scale)
+    denoiser(noise(), 1000.0, scale=scale)
+    del scale
+    assert kept() is None
 
 
 def test_a_branch_that_joins_late_reuses_only_what_belongs_to_the_shared_reference():
@@ -384,6 +456,50 @@ def test_an_argument_that_cannot_be_sliced_is_refused_at_the_first_call():
     assert whole(noise(4), 1000.0, torch.zeros(7, 2)).shape == (4, *SHAPE)
 
 
+@frozen
+class LastRow(Alternate):
+    """Evaluate the last row at every call, the others at the first."""
+
+    name: ClassVar[str] = "last-row"
+
+    def decide(self, step: Step, state: object) -> Decision:
+        reuse = (True,) * (step.run.decisions - 1) + (False,)
+        return Decision(reuse, ("row",) * step.run.decisions)
+
+
+def test_lists_of_samples_are_sliced_when_they_are_named():
+    def model(x, t, labels):
+        return torch.stack([torch.full_like(row, float(label)) for row, label in zip(x, labels, strict=True)])
+
+    denoiser = CachedDenoiser(model, LastRow(), batched=("labels",))
+    for t in (900.0, 800.0):
+        assert denoiser(noise(), t, [1, 2])[:, 0, 0, 0].tolist() == [1.0, 2.0]
+    assert denoiser.trace.records[1].evaluated == (False, True)
+    with pytest.raises(InputError, match="'labels' is a list with as many entries"):
+        CachedDenoiser(model, LastRow())(noise(), 900.0, [1, 2])
+    arrays = CachedDenoiser(model, LastRow())
+    for t in (900.0, 800.0):
+        assert arrays(noise(), t, np.array([1, 2]))[:, 0, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_further_output_tensors_are_refused_before_they_are_mixed_up():
+    for extra in (lambda x: x * 2, lambda x: {"h": x * 2}, lambda x: [x]):
+        denoiser = CachedDenoiser(lambda x, t, extra=extra: (x, extra(x)), LastRow())
+        with pytest.raises(RunError, match="further tensors beside its prediction"):
+            denoiser(noise(), 900.0)
+    whole = CachedDenoiser(lambda x, t: (x, x * 2), Alternate(), per_sample=False)
+    assert len(whole(noise(), 900.0)) == 2
+
+
+def test_x_and_t_in_one_place_are_refused():
+    with pytest.raises(SettingsError, match="x and t were both looked for at position 0"):
+        CachedDenoiser(lambda t, y: y, "never")
+    denoiser = CachedDenoiser(lambda t, y: y * t, "never", x_name="y", t_name="t")
+    assert torch.equal(denoiser(2.0, noise()), noise() * 2)
+    by_keyword = CachedDenoiser(lambda x, *rest, t: x * t, "never")
+    assert torch.equal(by_keyword(noise(), 7.5, t=2.0), noise() * 2)
+
+
 def test_one_decision_for_the_batch():
     denoiser = sencache(Counted(mixture()), per_sample=False)
     euler(denoiser, noise(5))
@@ -463,6 +579,10 @@ def test_a_module_stays_reachable():
     assert denoiser.config == {"size": 4}
     assert denoiser.to(torch.float64) is denoiser
     assert module.weight.dtype == torch.float64
+    assert denoiser.eval() is denoiser
+    assert denoiser.float().requires_grad_(False) is denoiser
+    assert not module.training
+    assert denoiser.state_dict().keys() == module.state_dict().keys()
     with pytest.raises(AttributeError, match="no_such_thing"):
         denoiser.no_such_thing  # noqa: B018
 
@@ -572,6 +692,18 @@ def test_a_non_finite_input_is_evaluated_and_not_cached():
     assert torch.equal(out[1], torch.full(SHAPE, 900.0))
 
 
+def test_a_wanted_gradient_is_evaluated():
+    denoiser = CachedDenoiser(lambda x, t: x * 2, Alternate(max_reuse=9))
+    denoiser(noise(), 900.0)
+    x = noise().requires_grad_()
+    (gradient,) = torch.autograd.grad(denoiser(x, 800.0).sum(), x)
+    assert torch.equal(gradient, torch.full_like(x, 2.0))
+    assert denoiser.trace.records[-1].reason == ("gradient wanted",) * 2
+    with torch.no_grad():
+        denoiser(x, 700.0)
+    assert denoiser.trace.records[-1].evaluated == (False, False)
+
+
 # -- trace, warnings, audit ------------------------------------------------------------------------------------------
 
 
@@ -660,6 +792,12 @@ def test_too_few_steps_are_pointed_out():
         euler(denoiser, noise(), TIMESTEPS[:3])
 
 
+def test_an_audit_does_not_show_in_the_further_outputs():
+    for audit in (0.0, 1.0):
+        denoiser = CachedDenoiser(lambda x, t: (x, t), Alternate(), audit=audit)
+        assert [denoiser(noise(), t)[1] for t in (900.0, 800.0)] == [900.0, 900.0]
+
+
 # -- contracts -------------------------------------------------------------------------------------------------------
 
 
@@ -684,6 +822,58 @@ def test_a_policy_that_breaks_its_contract_is_named(decision, message):
 
     with pytest.raises(PolicyError, match=rf"policy 'broken' .*{message}"):
         CachedDenoiser(Counted(mixture()), Broken())(noise(), 1000.0)
+
+
+@frozen
+class Odd:
+    """A substitute that predicts what the test wants."""
+
+    name: ClassVar[str] = "odd"
+    make: object
+    history: int = 1
+
+    def predict(self, t, history):
+        return self.make(history[0].output)
+
+
+def test_a_substitute_that_breaks_its_contract_is_named():
+    for make, message in (
+        (lambda y: y.double()[:1], r"predicted \(1, 2, 3, 4\) torch.float64"),
+        (lambda y: None, "None"),
+    ):
+        denoiser = CachedDenoiser(Counted(mixture()), Alternate(), substitute=Odd(make))
+        denoiser(noise(), 1000.0)
+        with pytest.raises(PolicyError, match=f"substitute 'odd' .*{message}"):
+            denoiser(noise(), 900.0)
+    with pytest.raises(PolicyError, match="asks for a history of 0"):
+        CachedDenoiser(Counted(mixture()), Alternate(), substitute=Odd(lambda y: y, 0))
+
+
+def test_a_view_of_what_is_stored_may_be_returned():
+    denoiser = CachedDenoiser(lambda x, t: x + t, Alternate(max_reuse=5), substitute=Odd(lambda y: y.view_as(y)))
+    x = noise()
+    denoiser(x, 900.0)
+    denoiser(x, 800.0).zero_()
+    assert torch.equal(denoiser(x, 700.0), x + 900.0)
+
+
+def test_a_policy_that_reuses_against_its_word():
+    class Liar(Alternate):
+        reuses = False
+
+    denoiser = CachedDenoiser(Counted(mixture()), Liar())
+    denoiser(noise(), 900.0)
+    with pytest.raises(PolicyError, match="its property `reuses` says that it never does"):
+        denoiser(noise(), 800.0)
+
+
+def test_steps_that_lie_close_together_are_told_apart():
+    levels = tuple(700.0 * (0.0001 ** (k / 149)) for k in range(150))
+    denoiser = CachedDenoiser(lambda x, t: x, Uniform(every=2))
+    with denoiser.run(timesteps=levels) as trace:
+        for t in levels:
+            denoiser(noise(), t)
+    assert [record.index for record in trace.records] == list(range(150))
 
 
 def test_what_is_no_policy_is_refused():

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from attrs import frozen
 from torch import Tensor, nn
 
@@ -57,17 +57,23 @@ class Signature:
         Raises:
             SettingsError: a name given is not an argument of the model.
         """
-        names, open_ended = _parameters(model)
+        names, keyword_only, open_ended = _parameters(model)
         for setting, name in (("x_name", x_name), ("t_name", t_name), *(("batched", b) for b in batched or ())):
-            if name is not None and name not in names and not open_ended:
-                raise SettingsError(f"{setting} names {name!r}, but the model's arguments are {', '.join(names)}")
+            if name is not None and name not in (*names, *keyword_only) and not open_ended:
+                known = ", ".join((*names, *keyword_only))
+                raise SettingsError(f"{setting} names {name!r}, but the model's arguments are {known}")
         x_names = (x_name,) if x_name else X_NAMES
         t_names = (t_name,) if t_name else T_NAMES
+        x_place, t_place = _place(names, keyword_only, x_names, 0), _place(names, keyword_only, t_names, 1)
+        if x_place == t_place:
+            raise SettingsError(
+                f"x and t were both looked for at position {x_place} of ({', '.join(names)}); set x_name and t_name"
+            )
         return cls(
             x_names,
             t_names,
-            _place(names, x_names, 0),
-            _place(names, t_names, 1),
+            x_place,
+            t_place,
             names,
             None if batched is None else frozenset(batched),
         )
@@ -128,6 +134,8 @@ class Signature:
         always = name in self.x_names or name in self.t_names
         if self.batched is not None and not always and name not in self.batched:
             return value
+        if name in (self.batched or ()) and isinstance(value, (list, tuple)):
+            return _slice_items(name, value, batch, rows)
         return self._slice_value(name, value, batch, rows)
 
     def _slice_value(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
@@ -140,45 +148,64 @@ class Signature:
                     f"batch of {batch}. Name the arguments that have one row a sample, batched=(...), or decide once "
                     "for the whole batch, per_sample=False"
                 )
-            return value if rows is None else value.index_select(0, rows.to(value.device))
+            return value if rows is None else value.index_select(0, rows.to(value.device, non_blocking=True))
+        if isinstance(value, np.ndarray) and value.ndim and value.shape[0] == batch:
+            return value if rows is None else value[rows.cpu().numpy()]
         if isinstance(value, Mapping):
             return {key: self._slice_value(f"{name}[{key!r}]", item, batch, rows) for key, item in value.items()}
         if isinstance(value, (list, tuple)) and any(isinstance(item, (Tensor, list, tuple, dict)) for item in value):
             items = [self._slice_value(f"{name}[{i}]", item, batch, rows) for i, item in enumerate(value)]
-            return tuple(items) if isinstance(value, tuple) else items
+            return _as_before(value, items)
+        if isinstance(value, list) and len(value) == batch != 1:
+            raise InputError(
+                f"argument {name!r} is a list with as many entries as the batch has rows. If it has one a sample, name "
+                "it in batched=(...), together with every other argument that has; if not, pass it as a tuple"
+            )
         return value
 
     def _argument(
         self, what: str, keywords: Sequence[str], place: int, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        if place < len(args):
-            return args[place]
         for keyword in keywords:
             if keyword in kwargs:
                 return kwargs[keyword]
+        if 0 <= place < len(args):
+            return args[place]
         raise InputError(
             f"the call has no {what}: it was looked for at position {place} and as {', '.join(keywords)}=; set "
             f"{what}_name to the name of the argument"
         )
 
 
-def rows_index(rows: Sequence[int], device: torch.device) -> Tensor:
-    """Return row numbers as an int64 tensor on ``device``."""
-    return torch.as_tensor(rows, dtype=torch.int64, device=device)
+def _slice_items(name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
+    if len(value) != batch:
+        raise InputError(f"argument {name!r} has {len(value)} entries and the batch {batch} rows; batched= names it")
+    return value if rows is None else _as_before(value, [value[row] for row in rows.tolist()])
 
 
-def _parameters(model: Callable[..., Any]) -> tuple[tuple[str, ...], bool]:
+def _as_before(value: Any, items: list[Any]) -> Any:
+    """Return the items in a container of the same kind."""
+    if isinstance(value, tuple):
+        return getattr(type(value), "_make", tuple)(items)
+    return items
+
+
+def _parameters(model: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     target = model.forward if isinstance(model, nn.Module) else model
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # a callable without a readable signature
-        return (), True
+        return (), (), True
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(p.name for p in parameters if p.kind in kinds)
     keyword_only = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
     open_ended = any(p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for p in parameters)
-    return (*names, *keyword_only), open_ended
+    return names, keyword_only, open_ended
 
 
-def _place(names: Sequence[str], wanted: Sequence[str], otherwise: int) -> int:
-    return next((names.index(name) for name in wanted if name in names), otherwise)
+def _place(names: Sequence[str], keyword_only: Sequence[str], wanted: Sequence[str], otherwise: int) -> int:
+    """Return the position of the first wanted name; -1 where it can only come by keyword."""
+    found = next((names.index(name) for name in wanted if name in names), None)
+    if found is not None:
+        return found
+    return -1 if any(name in keyword_only for name in wanted) else otherwise

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from cachepolicies import _plugins
-from cachepolicies._call import Signature, rows_index
+from cachepolicies._call import Signature
 from cachepolicies._engine import Engine, EngineSettings
 from cachepolicies._errors import NeedsError, PolicyError, RunError, SettingsError
-from cachepolicies._host import DeclaredTimesteps, host_time
+from cachepolicies._host import DeclaredTimesteps, host_time, index_on
 from cachepolicies._output import OutputForm, form_of, tensor_of
 from cachepolicies._policy import CachePolicy
 from cachepolicies._run import Call, Declaration, rounding_of
@@ -197,11 +198,11 @@ class CachedDenoiser:
             if self._scheduler is None:
                 raise RunError(f"num_steps={num_steps} needs a scheduler: CachedDenoiser(..., scheduler=...)")
             timesteps = self._scheduler.timesteps(num_steps)
-        try:
-            with self._engine.declared(Declaration(DeclaredTimesteps.of(timesteps))) as trace:
+        with self._engine.declared(Declaration(DeclaredTimesteps.of(timesteps))) as trace:
+            try:
                 yield trace
-        finally:
-            self._forms.clear()
+            finally:
+                self._forms.clear()
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -242,25 +243,30 @@ class CachedDenoiser:
         slot = call.branch
         slices = self._engine.slices(x.shape[0])
 
-        def evaluate(rows: Sequence[int] | None) -> Tensor:
+        def evaluate(rows: Sequence[int] | None, audit: bool) -> Tensor:
             if rows is None:
                 if slices:
                     self._signature.check_rows(args, kwargs, x.shape[0])
                 output = self.model(*args, **kwargs)
             else:
-                some, named = self._signature.slice(args, kwargs, x.shape[0], rows_index(rows, x.device))
+                some, named = self._signature.slice(args, kwargs, x.shape[0], index_on(rows, x.device))
                 output = self.model(*some, **named)
             prediction = tensor_of(output)
             form = form_of(output)
-            if rows is not None and form.extra_tensors:
+            if slices and form.extra_tensors:
                 raise RunError(
                     "the denoiser returns further tensors beside its prediction, which cannot be merged row by row; "
                     "use per_sample=False"
                 )
-            self._forms[slot] = form
+            if not audit:
+                self._forms[slot] = form
             return prediction
 
-        prediction = self._engine.call(call, evaluate)
+        try:
+            prediction = self._engine.call(call, evaluate)
+        except BaseException:
+            self._forms.clear()
+            raise
         return self._forms[slot].fill(prediction)
 
     def to(self, *args: Any, **kwargs: Any) -> CachedDenoiser:
@@ -272,7 +278,23 @@ class CachedDenoiser:
     def __getattr__(self, name: str) -> Any:
         if name == "model" or name.startswith("__"):  # not there yet, or asked for by copy and the like
             raise AttributeError(name)
-        return getattr(self.model, name)
+        value = getattr(self.model, name)
+        if isinstance(self.model, nn.Module) and getattr(value, "__self__", None) is self.model:
+            return self._returning_wrapper(value)
+        return value
+
+    def _returning_wrapper(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method of the module that gives the wrapper where it gives the module: ``.eval()``, ``.cuda()``."""
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            if result is not self.model:
+                return result
+            self.reset()
+            return self
+
+        return call
 
     def __repr__(self) -> str:
         return f"CachedDenoiser({type(self.model).__name__}, {self.policy!r}, {self.substitute!r})"
@@ -286,6 +308,7 @@ class CachedDenoiser:
             scheduler=self._scheduler,
             latent_shape=info.shape[1:],
             num_steps=info.num_steps,
+            first_t=info.first_t,
             dtype=info.dtype,
         )
 
@@ -315,6 +338,8 @@ def _substitute(substitute: str | Substitute) -> Substitute:
     made: object = _plugins.substitutes().create(substitute) if isinstance(substitute, str) else substitute
     if not isinstance(made, Substitute) or isinstance(made, type):
         raise PolicyError(f"substitute {made!r} does not follow the Substitute contract; see cachepolicies.Substitute")
+    if not isinstance(made.history, int) or made.history < 1:
+        raise PolicyError(f"substitute {made.name!r} asks for a history of {made.history!r}; it is an integer >= 1")
     return made
 
 

@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from attrs import frozen
@@ -17,18 +18,22 @@ from torch import Tensor
 
 from cachepolicies._errors import CacheWarning, InputError, NeedsError, PolicyError, RunError
 from cachepolicies._guards import Peaks, guard, reader, remember
+from cachepolicies._host import index_on
 from cachepolicies._layout import Layout
 from cachepolicies._policy import CachePolicy, Decision
 from cachepolicies._reasons import SHAPE_CHANGED
 from cachepolicies._run import SHARED, Call, Declaration, Group, Run, check_declared
 from cachepolicies._step import RunInfo, Step
-from cachepolicies._substitute import Substitute
+from cachepolicies._substitute import Refresh, Substitute
 from cachepolicies._trace import AuditRecord, CallRecord, Trace
 from cachepolicies._units import difference, row_rms
 from cachepolicies.profiles.schema import Profile
 
-Evaluate = Callable[["Sequence[int] | None"], Tensor]
-"""Evaluates the model on some rows of the batch, or on all of them (``None``), and returns ``(rows, ...)``."""
+Evaluate = Callable[["Sequence[int] | None", bool], Tensor]
+"""Evaluates the model on some rows of the batch, or on all of them (``None``), and returns ``(rows, ...)``.
+
+The second argument says whether it is only an audit, of which nothing may be kept.
+"""
 
 FEW_STEPS = 5
 """Runs shorter than this have too few steps to gain from reuse."""
@@ -149,7 +154,7 @@ class Engine:
                 if not reuse:
                     group.refreshed[d] = group.point
         group.served.add(call.branch)
-        run.remember(call, None if peaks is None else peaks.host)
+        run.remember(call, None if peaks is None else peaks.values)
         audit = self._audited(info.layout, call, decision, output, evaluate)
         self._record(call, decision, followed is None, step.index, audit)
         return output
@@ -159,13 +164,15 @@ class Engine:
     def _enter(self, call: Call, peaks: Peaks | None) -> Run:
         run, cause = self._run, None
         if run is not None:
-            run.refuse_unlabelled_branches(call, None if peaks is None else peaks.host)
+            if peaks is not None:
+                run.refuse_unlabelled_branches(call, peaks.values)
             cause = run.restart_cause(call)
             if cause is None:
                 return run
         declaration = self._declaration
         if declaration is not None:
-            check_declared(declaration, call.t)
+            if not self.trace.records:
+                check_declared(declaration, call.t)
             if cause is not None:
                 self.trace.notes.append(f"the run restarted at call {self.trace.calls}: {cause}")
         elif self.policy.needs.run_length:
@@ -177,10 +184,11 @@ class Engine:
             self._note_rising_t(run, call)
             self._close()
             self.trace = self._new_trace()
-        self._run = self._begin(call, declaration, cause)
+        reshaped = frozenset(run.last_calls) if run is not None and cause == SHAPE_CHANGED else frozenset()
+        self._run = self._begin(call, declaration, reshaped)
         return self._run
 
-    def _begin(self, call: Call, declaration: Declaration | None, cause: str | None) -> Run:
+    def _begin(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str]) -> Run:
         x, settings = call.x, self.settings
         if x.shape[0] % settings.copies:
             raise InputError(
@@ -200,7 +208,7 @@ class Engine:
         for note in self._notes(info):
             if note not in self.trace.notes:
                 self.trace.notes.append(note)
-        return Run(info, self.trace.notes, restarted_by_shape=cause == SHAPE_CHANGED)
+        return Run(info, self.trace.notes, reshaped)
 
     def _group(self, run: Run, branch: str) -> Group:
         key = SHARED if self.settings.shared_branches else branch
@@ -262,8 +270,12 @@ class Engine:
                     f"policy {self.policy.name!r} returned {part} {size}; it is a tuple of {count}, one entry for each "
                     "deciding sample"
                 )
+            if part in ("score", "tolerance") and any(not isinstance(value, Real) for value in values):
+                raise PolicyError(f"policy {self.policy.name!r} returned {part} {values!r}; its entries are numbers")
         if any(type(reuse) is not bool for reuse in decision.reuse):
             raise PolicyError(f"policy {self.policy.name!r} returned reuse {decision.reuse!r}; its entries are bools")
+        if any(decision.reuse) and not self.policy.reuses:
+            raise PolicyError(f"policy {self.policy.name!r} reuses, but its property `reuses` says that it never does")
         return decision
 
     # -- carrying out -------------------------------------------------------------------------------------------
@@ -279,27 +291,38 @@ class Engine:
     ) -> Tensor:
         layout, batch = run.info.layout, run.info.layout.rows
         if not any(decision.reuse):
-            output = _checked(evaluate(None), batch)
+            output = _checked(evaluate(None, False), batch)
             if peaks is not None:
                 remember(run, call, point, output, None, peaks, self.substitute.history)
             return output
         history = run.stores[call.branch].history
-        output = self.substitute.predict(call.t, history)
-        if any(output is refresh.output for refresh in history):
-            output = output.clone()  # the sampler may change what it gets in place
+        output = self._substituted(call.t, history)
         rows = layout.select([not reuse for reuse in decision.reuse])
         if rows:
-            fresh = _checked(evaluate(rows), len(rows))
+            fresh = _checked(evaluate(rows, False), len(rows))
             if fresh.shape[1:] != output.shape[1:] or fresh.dtype != output.dtype:
                 raise InputError(
                     f"the denoiser returned {tuple(fresh.shape)} {fresh.dtype} for {len(rows)} of {batch} rows, and "
                     f"{tuple(output.shape)} {output.dtype} before; use per_sample=False if its output depends on the "
                     "size of the batch"
                 )
-            output = output.index_copy(0, torch.as_tensor(rows, device=output.device), fresh)
+            output = output.index_copy(0, index_on(rows, output.device), fresh)
             if peaks is not None:
                 remember(run, call, point, fresh, rows, peaks, self.substitute.history)
         return output
+
+    def _substituted(self, t: float, history: Sequence[Refresh]) -> Tensor:
+        """Return the substitute's prediction for all rows, in memory that is not the store's."""
+        output, kept = self.substitute.predict(t, history), [refresh.output for refresh in history]
+        if not isinstance(output, Tensor) or (output.shape, output.dtype) != (kept[0].shape, kept[0].dtype):
+            found = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else repr(output)
+            raise PolicyError(
+                f"substitute {self.substitute.name!r} predicted {found}; what it stands in for is "
+                f"{tuple(kept[0].shape)} {kept[0].dtype}"
+            )
+        owned = {tensor.untyped_storage().data_ptr() for tensor in kept}
+        # the sampler may change what it gets in place
+        return output.clone() if output.untyped_storage().data_ptr() in owned else output
 
     # -- recording ----------------------------------------------------------------------------------------------
 
@@ -312,8 +335,8 @@ class Engine:
         rows = layout.select(decision.reuse)
         devices = [call.x.device] if call.x.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            true = _checked(evaluate(None if len(rows) == layout.rows else rows), len(rows))
-        held = output if len(rows) == layout.rows else output[torch.as_tensor(rows, device=output.device)]
+            true = _checked(evaluate(None if len(rows) == layout.rows else rows, True), len(rows))
+        held = output if len(rows) == layout.rows else output.index_select(0, index_on(rows, output.device))
         errors = [math.nan] * layout.rows
         for row, error in zip(rows, row_rms(difference(true, held.detach())).tolist(), strict=True):
             errors[row] = error

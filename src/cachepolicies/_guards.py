@@ -10,7 +10,7 @@ from attrs import evolve
 from torch import Tensor
 
 from cachepolicies import _reasons as reasons
-from cachepolicies._host import read_together, visible
+from cachepolicies._host import index_on, read_together, visible
 from cachepolicies._policy import Decision
 from cachepolicies._run import Call, Group, Pending, Run
 from cachepolicies._store import Store
@@ -35,10 +35,13 @@ class Peaks:
 def guard(run: Run, group: Group, call: Call, wanted: Decision, peaks: Peaks) -> Decision:
     """Turn reuse into evaluation where there is nothing sound to reuse, and say why."""
     layout, store = run.info.layout, run.stores.get(call.branch)
+    gradient = call.x.requires_grad and torch.is_grad_enabled()  # a remembered output has none
     reuse, reason = list(wanted.reuse), list(wanted.reason)
     for d in range(layout.decisions):
         rows = layout.rows_of(d)
-        if peaks.host is not None and not all(math.isfinite(peaks.host[row]) for row in rows):
+        if gradient:
+            reuse[d], reason[d] = False, reasons.GRADIENT_WANTED
+        elif peaks.host is not None and not all(math.isfinite(peaks.host[row]) for row in rows):
             reuse[d], reason[d] = False, reasons.NON_FINITE_INPUT
         elif reuse[d]:
             # A branch that was not called at the reference holds something older: the score is not about that.
@@ -46,7 +49,7 @@ def guard(run: Run, group: Group, call: Call, wanted: Decision, peaks: Peaks) ->
             if missing:
                 reuse[d] = False
                 reason[d] = run.not_finite.get((call.branch, missing[0]), reasons.NOTHING_TO_REUSE)
-        if run.restarted_by_shape and reason[d] == reasons.NOTHING_TO_REUSE:
+        if reason[d] == reasons.NOTHING_TO_REUSE and call.branch in run.reshaped_branches:
             reason[d] = reasons.SHAPE_CHANGED
     return evolve(wanted, reuse=tuple(reuse), reason=tuple(reason))
 
@@ -104,7 +107,7 @@ def remember(
     if len(good) == len(names):
         store.push(fresh, call.t, point, rows, batch)
     elif good:
-        kept = fresh.index_select(0, torch.as_tensor(good, device=fresh.device))
+        kept = fresh.index_select(0, index_on(good, fresh.device))
         store.push(kept, call.t, point, [names[place] for place in good], batch)
 
 
@@ -118,12 +121,12 @@ def _remember_unseen(
     to put in its place: it is handed out as the model returned it.
     """
     store, batch = run.stores[call.branch], run.info.layout.rows
-    chosen = peaks.values if rows is None else peaks.values.index_select(0, _index(rows, peaks.values))
+    chosen = peaks.values if rows is None else peaks.values.index_select(0, index_on(rows, peaks.values.device))
     both = torch.maximum(chosen.float(), found.values.float())
     healed = fresh
     if store.history:
         before = store.history[0].output
-        before = before if rows is None else before.index_select(0, _index(rows, before))
+        before = before if rows is None else before.index_select(0, index_on(rows, before.device))
         if before.shape == fresh.shape and before.dtype == fresh.dtype:
             healed = torch.where(torch.isfinite(both).reshape(-1, *[1] * (fresh.ndim - 1)), fresh, before)
     store.push(healed, call.t, point, rows, batch)
@@ -141,7 +144,3 @@ def _forget(run: Run, branch: str, row: int, why: str, t: float) -> None:
     note = f"{why} at t={t:g}, not remembered"
     if note not in run.notes:
         run.notes.append(note)
-
-
-def _index(rows: Sequence[int], like: Tensor) -> Tensor:
-    return torch.as_tensor(rows, device=like.device)

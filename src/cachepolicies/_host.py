@@ -36,6 +36,12 @@ def read_together(tensors: Sequence[Tensor]) -> list[list[float]]:
     return result
 
 
+def index_on(rows: Sequence[int], device: torch.device) -> Tensor:
+    """Return row numbers as an int64 tensor ``(n,)`` on ``device``, without waiting for it."""
+    index = torch.tensor(rows, dtype=torch.int64)
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+
+
 @frozen(eq=False)
 class DeclaredTimesteps:
     """The timesteps of a declared run, with the tensor they came from.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, cast
 
 import attrs
@@ -50,13 +51,7 @@ class OutputForm:
     @property
     def extra_tensors(self) -> bool:
         """Whether the output holds tensors beside the prediction, which cannot be merged row by row."""
-        if self.container is not None:
-            others = self.template
-        elif self.template is not None:
-            others = list(getattr(self.template, "__dict__", {}).values())
-        else:
-            return False
-        return any(isinstance(item, Tensor) for item in others)
+        return _holds_tensor(self.template)
 
     def fill(self, prediction: Tensor) -> Any:
         """Return an output of the original type with ``prediction`` in its place."""
@@ -89,6 +84,18 @@ def _with_sample(output: Any, sample: Tensor | None) -> Any:
     twin = copy.copy(output)
     twin.sample = sample
     return twin
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, (list, tuple, set)):
+        return any(_holds_tensor(item) for item in value)
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    fields = [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
+    return any(isinstance(item, (Tensor, Mapping, list, tuple)) and _holds_tensor(item) for item in fields)
 
 
 def _describe(output: object) -> str:

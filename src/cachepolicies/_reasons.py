@@ -11,5 +11,8 @@ NON_FINITE_INPUT = "non-finite input"
 NON_FINITE_OUTPUT = "non-finite output"
 """The last evaluation of this row returned a nan or inf, which was not remembered."""
 
+GRADIENT_WANTED = "gradient wanted"
+"""The latent requires a gradient, which only an evaluation has."""
+
 SHAPE_CHANGED = "shape, dtype or device changed"
 """The run restarted because the latent no longer fits what is remembered."""

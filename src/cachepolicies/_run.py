@@ -16,6 +16,7 @@ from cachepolicies._policy import Decision
 from cachepolicies._reasons import SHAPE_CHANGED
 from cachepolicies._step import RunInfo, direction_of
 from cachepolicies._store import Store
+from cachepolicies._units import row_rms
 
 SHARED = "(shared)"
 """Key of the one decision group that serves all branches when decisions are shared."""
@@ -66,11 +67,17 @@ class Call:
 
 @frozen(eq=False)
 class LastCall:
-    """What is remembered of a branch's last call to recognise the next: no tensor of the latent is kept alive."""
+    """What is remembered of a branch's last call to recognise the next; it keeps no argument alive.
+
+    Attributes:
+        t: noise level.
+        mark: ``(2, B)`` largest magnitude and RMS of the latent's rows, which tell latents apart; ``None`` where no
+            comparison can be needed.
+        conditioning: the other arguments, their tensors as weak references.
+    """
 
     t: float
-    x: weakref.ref[Tensor]
-    peaks: Sequence[float] | None
+    mark: Tensor | None
     conditioning: tuple[Any, ...]
 
 
@@ -112,7 +119,7 @@ class Run:
 
     info: RunInfo
     notes: list[str]
-    restarted_by_shape: bool = False
+    reshaped_branches: frozenset[str] = frozenset()
     groups: dict[str, Group] = field(factory=dict)
     stores: dict[str, Store] = field(factory=dict)
     last_calls: dict[str, LastCall] = field(factory=dict)
@@ -137,43 +144,71 @@ class Run:
             return f"branch {call.branch!r} was called again at the first t, {call.t:g}"
         return None
 
-    def refuse_unlabelled_branches(self, call: Call, peaks: Sequence[float] | None) -> None:
+    def refuse_unlabelled_branches(self, call: Call, peaks: Tensor) -> None:
         """Raise if two guidance branches are called one after the other without a label.
 
-        Reuse would then hand one branch the output of the other.
+        Reuse would then hand one branch the output of the other. Tensors are compared, which waits for the device,
+        only where an unnamed branch is called twice at one t.
+
+        Args:
+            call: the call to be served.
+            peaks: ``(B,)`` largest magnitude of the latent's rows.
 
         Raises:
             RunError: the same latent came twice at the same t with other conditioning.
         """
         last = self.last_calls.get(call.branch)
-        if last is None or call.labelled or last.t != call.t:
+        if last is None or last.mark is None or call.labelled or last.t != call.t:
             return
-        same_x = last.x() is call.x or (peaks is not None and peaks == last.peaks)
-        if same_x and _differs(last.conditioning, call.conditioning):
+        mark = _mark(call, peaks)
+        if last.mark.shape != mark.shape or not torch.equal(last.mark, mark):
+            return
+        if _differs(last.conditioning, call.conditioning):
             raise RunError(
                 f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning. If these "
                 'are guidance branches, name them: denoiser(x, t, ..., branch="cond") and branch="uncond"; if they '
                 "are separate samplings, put each in `with denoiser.run(timesteps=...)`"
             )
 
-    def remember(self, call: Call, peaks: Sequence[float] | None) -> None:
+    def remember(self, call: Call, peaks: Tensor | None) -> None:
         """Note that the call was served."""
         self.last_t = call.t
-        self.last_calls[call.branch] = LastCall(call.t, weakref.ref(call.x), peaks, call.conditioning)
+        if peaks is None or call.labelled or not call.conditioning:
+            self.last_calls[call.branch] = LastCall(call.t, None, ())
+        else:
+            self.last_calls[call.branch] = LastCall(call.t, _mark(call, peaks), _weak(call.conditioning))
 
 
 def check_declared(declaration: Declaration, t: float) -> None:
-    """Check that a declared run begins at one of its timesteps.
+    """Check that the first call of a declared run lies among its timesteps.
+
+    A sampler that adds noise before a step (churn) may begin somewhat above the first.
 
     Raises:
         RunError: it does not; most often the units differ.
     """
-    if t not in declaration.timesteps:
+    low, high = min(declaration.timesteps), max(declaration.timesteps)
+    if not low <= t <= high + 0.5 * abs(high):
         first, last = declaration.timesteps[0], declaration.timesteps[-1]
         raise RunError(
             f"the run was declared with {len(declaration.timesteps)} timesteps from {first:g} to {last:g}, but its "
-            f"first call has t={t:g}, which is none of them; declare the t that the denoiser is called with"
+            f"first call has t={t:g}, which is not among them; declare the t that the denoiser is called with"
         )
+
+
+def _mark(call: Call, peaks: Tensor) -> Tensor:
+    return torch.stack([peaks.float(), row_rms(call.x.detach()).float()])
+
+
+def _weak(value: Any) -> Any:
+    """Return the value with weak references in the place of its tensors."""
+    if isinstance(value, Tensor):
+        return weakref.ref(value)
+    if isinstance(value, dict):
+        return {key: _weak(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_weak(item) for item in value)
+    return value
 
 
 def _differs(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
@@ -183,8 +218,12 @@ def _differs(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 
 
 def _item_differs(p: Any, q: Any) -> bool:
+    p = p() if isinstance(p, weakref.ref) else p  # a dead reference is None, and differs from any tensor
     if p is q:
         return False
+    if isinstance(p, Tensor) and isinstance(q, Tensor):
+        alike = (p.shape, p.dtype, p.device) == (q.shape, q.dtype, q.device)
+        return not alike or not torch.equal(p, q)
     if isinstance(p, Tensor) or isinstance(q, Tensor):
         return True
     if isinstance(p, dict) and isinstance(q, dict):

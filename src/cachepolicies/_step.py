@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from cachepolicies._host import index_on
 from cachepolicies._layout import Layout
 from cachepolicies._units import row_rms
 
@@ -51,7 +54,9 @@ class RunInfo:
 
     @_slack.default
     def _t_slack(self) -> float:
-        return _T_TOLERANCE * max(abs(t) for t in (self.first_t, *(self.timesteps or ())))
+        levels = self.timesteps or (self.first_t,)
+        gaps = [abs(a - b) for a, b in pairwise(levels)]
+        return min(_T_TOLERANCE * max(abs(t) for t in levels), 0.5 * min(gaps, default=math.inf))
 
     @property
     def decisions(self) -> int:
@@ -140,7 +145,7 @@ class Step:
             return fresh.clone()
         if not rows:
             return kept
-        index = torch.as_tensor(rows, device=fresh.device)
+        index = index_on(rows, fresh.device)
         return kept.index_copy(0, index, fresh.index_select(0, index))
 
     def read(self, *per_row: Tensor) -> list[list[float]]:

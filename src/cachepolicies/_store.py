@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from cachepolicies._host import index_on
 from cachepolicies._substitute import Refresh
 
 
@@ -52,7 +52,7 @@ class Store:
         if not self._refreshes:
             empty = output.new_zeros((batch, *output.shape[1:]))
             self._refreshes = [Refresh(empty, [math.nan] * batch, [False] * batch, [-1] * batch)]
-        index = torch.as_tensor(rows, device=output.device)
+        index = index_on(rows, output.device)
         if len(self._refreshes) < self._capacity:
             oldest = self._refreshes[-1]
             blank = Refresh(oldest.output.clone(), [math.nan] * batch, [False] * batch, [-1] * batch)

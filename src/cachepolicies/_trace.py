@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, define, field, frozen
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,10 +94,8 @@ class Trace:
     @property
     def nfe_per_sample(self) -> tuple[int, ...]:
         """Evaluations of each sample (of the batch, with one decision for all)."""
-        if not self.records:
-            return ()
-        width = len(self.records[0].evaluated)
-        return tuple(sum(record.evaluated[d] for record in self.records) for d in range(width))
+        width = max((len(record.evaluated) for record in self.records), default=0)
+        return tuple(sum(r.evaluated[d] for r in self.records if d < len(r.evaluated)) for d in range(width))
 
     @property
     def nfe(self) -> float:
@@ -107,7 +106,8 @@ class Trace:
     @property
     def cache_ratio(self) -> float:
         """Reused calls / all calls, the mean over the samples."""
-        return 1.0 - self.nfe / self.calls if self.records else 0.0
+        decided = sum(len(record.evaluated) for record in self.records)
+        return 1.0 - sum(self.nfe_per_sample) / decided if decided else 0.0
 
     def reasons(self) -> dict[str, int]:
         """Return how often each reason decided, over all calls and samples, most frequent first."""
@@ -173,7 +173,7 @@ class Trace:
 
     def table(self) -> Table:
         """Return the calls as a rich table: ``#`` marks an evaluated sample, ``.`` a reused one."""
-        table = Table(title=self.summary(), caption="\n".join(self.notes) or None, caption_justify="left")
+        table = Table(title=self.summary(), caption=Text("\n".join(self.notes)), caption_justify="left")
         for heading in ("call", "step", "t", "branch", "samples", "score", "tolerance", "reason", "true error"):
             table.add_column(heading, justify="left" if heading in ("branch", "samples", "reason") else "right")
         for number, record in enumerate(self.records):
@@ -183,11 +183,11 @@ class Trace:
                 str(number),
                 "" if record.index is None else str(record.index),
                 f"{record.t:.4g}",
-                record.branch,
+                Text(record.branch),
                 "".join("#" if evaluated else "." for evaluated in record.evaluated),
                 _span(record.score),
                 _span(record.tolerance),
-                described if record.led else f"{described} (shared)",
+                Text(described if record.led else f"{described} (shared)"),
                 _span(record.audit.true_error) if record.audit else "",
             )
         return table
@@ -212,4 +212,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    return float(value) if math.isfinite(value) else None

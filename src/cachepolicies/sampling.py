@@ -12,9 +12,11 @@ from attrs import frozen
 from torch import Tensor
 
 from cachepolicies._errors import InputError
+from cachepolicies._host import visible
 from cachepolicies._output import tensor_of
 from cachepolicies._settings import shown
 from cachepolicies.schedulers._noise import as_generators, check_one_per_sample
+from cachepolicies.schedulers.base import SamplingRun
 from cachepolicies.schedulers.resolve import as_scheduler
 
 
@@ -22,7 +24,7 @@ from cachepolicies.schedulers.resolve import as_scheduler
 class DeclaresRuns(Protocol):
     """A denoiser that wants to know where a run starts and ends, such as ``CachedDenoiser``."""
 
-    def run(self, *, timesteps: Sequence[float]) -> AbstractContextManager[Any]:
+    def run(self, *, timesteps: Sequence[float] | Tensor) -> AbstractContextManager[Any]:
         """Return a context for one run that starts its steps at ``timesteps``."""
 
 
@@ -87,12 +89,22 @@ def sample(
     timesteps = sampler.timesteps(num_steps)
     run = sampler.begin(num_steps, generator=generators, device=x.device)
     latent = sampler.initial(x, num_steps)
-    declared = denoiser.run(timesteps=timesteps) if isinstance(denoiser, DeclaresRuns) else contextlib.nullcontext()
+    declared: AbstractContextManager[Any] = contextlib.nullcontext()
+    levels: dict[float, Tensor] = {}
+    if isinstance(denoiser, DeclaresRuns):
+        if visible(x):
+            declared = denoiser.run(timesteps=timesteps)
+        else:
+            on_device = _levels_on_device(run, latent, timesteps)
+            levels = dict(zip(timesteps, on_device, strict=True))
+            declared = denoiser.run(timesteps=on_device)
     with declared:
         index = 0
         while not run.finished:
             t, stage = run.t, run.stage
             model_input, batched = run.model_input(latent)
+            if t in levels:
+                batched = levels[t].expand(x.shape[0])
             output = tensor_of(denoiser(model_input, batched, *args, **kwargs))
             if output.shape != x.shape:
                 raise InputError(
@@ -104,6 +116,15 @@ def sample(
                 callback(Evaluation(index, t, stage, output, latent))
             index += 1
     return latent
+
+
+def _levels_on_device(run: SamplingRun, latent: Tensor, timesteps: Sequence[float]) -> Tensor:
+    """Return the timesteps ``(N,)`` as the denoiser will get them.
+
+    A denoiser that is told of this tensor knows a t taken from it by its place, and never waits to read it.
+    """
+    _, batched = run.model_input(latent)
+    return torch.tensor(timesteps, dtype=batched.dtype, device=batched.device)
 
 
 def _check_noise(x: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar, Literal
 
 from attrs import Attribute, evolve, field, frozen
@@ -112,24 +113,27 @@ class SenCache:
         Raises:
             SettingsError: ``epsilon`` is a function and returned something else than a finite number >= 0.
         """
-        epsilon = self.epsilon(step.t) if callable(self.epsilon) else self.epsilon
-        if not (isinstance(epsilon, (int, float)) and math.isfinite(epsilon) and epsilon >= 0):
-            raise SettingsError(f"sencache: epsilon({step.t:g}) returned {epsilon!r}; a tolerance is finite and >= 0")
+        given: Any = self.epsilon(step.t) if callable(self.epsilon) else self.epsilon
+        epsilon = float(given) if isinstance(given, Real) else math.nan
+        if not 0 <= epsilon < math.inf:
+            raise SettingsError(f"sencache: epsilon({step.t:g}) returned {given!r}; a tolerance is finite and >= 0")
         if step.run.in_first(self.start_fraction, step.t):
-            return min(self.epsilon_start, float(epsilon))
-        return float(epsilon)
+            return min(self.epsilon_start, epsilon)
+        return epsilon
 
     def decide(self, step: Step, state: SenCacheState) -> Decision:
         """Compare the score of every sample with the tolerance. One host synchronisation, none before a reference."""
         count = step.run.decisions
+        if not self.reuses:
+            return Decision.same(False, ZERO, count)
+        epsilon = self.tolerance(step)
         if state.x is None:
-            return Decision.same(False, NOTHING_TO_REUSE if self.reuses else ZERO, count)
+            return Decision.same(False, NOTHING_TO_REUSE, count)
         moved = step.rms(difference(step.x, state.x))
         score = tuple(
             alpha_x * distance + alpha_t * abs(step.t - t)
             for alpha_x, distance, alpha_t, t in zip(state.alpha_x, moved, state.alpha_t, state.t, strict=True)
         )
-        epsilon = self.tolerance(step)
         protected = self._protected(step)
         reasons = tuple(protected or self._reason(s, epsilon, m) for s, m in zip(score, state.reused, strict=True))
         return Decision(tuple(reason == WITHIN for reason in reasons), reasons, score, (epsilon,) * count)

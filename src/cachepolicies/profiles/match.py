@@ -16,6 +16,9 @@ from cachepolicies._errors import ProfileError
 from cachepolicies.profiles.schema import Profile
 from cachepolicies.schedulers.base import Scheduler
 
+_FAR_ABOVE = 20.0
+"""A run that begins this many times above the calibrated range is in other units (t to 1 or to 1000)."""
+
 _PLAIN_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -26,6 +29,7 @@ def check_profile(
     scheduler: Scheduler | None = None,
     latent_shape: Sequence[int] | None = None,
     num_steps: int | None = None,
+    first_t: float | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> tuple[str, ...]:
     """Refuse a profile that was calibrated for something else; note the differences that are allowed.
@@ -39,6 +43,8 @@ def check_profile(
         scheduler: another family or prediction type is refused; another name or configuration noted.
         latent_shape: of one sample, without the batch; another is noted.
         num_steps: of the run; another is noted.
+        first_t: where the run begins; refused where it is in other units than the profile's t, by all appearance: far
+            above the calibrated range, or below all of it.
         dtype: of the latents; another is noted.
 
     Returns:
@@ -57,6 +63,13 @@ def check_profile(
         notes.append(
             f"profile {profile.name!r} was calibrated at {what} {profile.latent_shape}, used at {tuple(latent_shape)}"
         )
+    if first_t is not None:
+        low, high = profile.timesteps[-1], profile.timesteps[0]
+        if first_t > _FAR_ABOVE * high or first_t < low:
+            raise ProfileError(
+                f"profile {profile.name!r} was calibrated for t from {high:g} to {low:g}, this run begins at "
+                f"t={first_t:g}; calibrate in the units that the denoiser is called with"
+            )
     if num_steps is not None and num_steps != profile.num_steps:
         notes.append(f"profile {profile.name!r} was calibrated with {profile.num_steps} steps, used with {num_steps}")
     if dtype is not None and dtype_name(dtype) != profile.dtype:
