@@ -219,7 +219,7 @@ def test_calibrated_sensitivities_approach_the_closed_form(prediction):
 def test_a_batch_decides_as_its_samples_do(name):
     """Batch of n and n batches of 1: the same decisions, outputs equal to float tolerance."""
     s = subject(name)
-    rows = 8 if name == "mixture" else 4
+    rows = 8
 
     @on(name)
     @given(seeds, st.floats(0.05, 1.0), reuses)

@@ -91,13 +91,14 @@ def sample(
     latent = sampler.initial(x, num_steps)
     declared: AbstractContextManager[Any] = contextlib.nullcontext()
     levels: dict[float, Tensor] = {}
-    if isinstance(denoiser, DeclaresRuns):
+    candidate: object = denoiser
+    if isinstance(candidate, DeclaresRuns):
         if visible(x):
-            declared = denoiser.run(timesteps=timesteps)
+            declared = candidate.run(timesteps=timesteps)
         else:
             on_device = _levels_on_device(run, latent, timesteps)
             levels = dict(zip(timesteps, on_device, strict=True))
-            declared = denoiser.run(timesteps=on_device)
+            declared = candidate.run(timesteps=on_device)
     with declared:
         index = 0
         while not run.finished:

@@ -23,9 +23,9 @@ PROFILE = "video-dit"
 """The shipped profile of the trained video DiT."""
 
 POLICIES = {
-    "SenCache, careful": "sencache:epsilon=0.03,max_reuse=2",
-    "SenCache, medium": "sencache:epsilon=0.07,max_reuse=3",
-    "SenCache, bold": "sencache:epsilon=0.15,max_reuse=5",
+    "SenCache, careful": "sencache:epsilon=0.2,max_reuse=3",
+    "SenCache, medium": "sencache:epsilon=0.4,max_reuse=5",
+    "SenCache, bold": "sencache:epsilon=0.6,max_reuse=8,epsilon_start=0.1",
 }
 """Label to setting, from the most careful to the boldest."""
 
