@@ -46,6 +46,8 @@ train: $(INSTALLED)
 	$(BIN)/python training/train_classifier.py
 	$(BIN)/python training/train_video_dit.py
 	$(BIN)/python training/train_image_dit.py
+	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:video_dit --out profiles/video-dit.json
+	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:image_dit --out profiles/image-dit.json
 	$(BIN)/python training/evaluate.py
 
 clean:

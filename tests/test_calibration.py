@@ -595,3 +595,24 @@ def test_tiling_the_latent_changes_nothing(rows: int, columns: int) -> None:
     one, other = run(curved, samples=samples, num_steps=3), run(curved, samples=tiled, num_steps=3)
     assert other.alpha_x.values == pytest.approx(one.alpha_x.values, rel=1e-9)
     assert other.tables["change"] == pytest.approx(one.tables["change"], rel=1e-5)
+
+
+def test_an_interrupted_calibration_resumes_with_the_default_settings(tmp_path: Any) -> None:
+    """With a checkpoint a batch is one sample: what was finished is not lost."""
+    calls: list[int] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(x))
+        if len(calls) == fail_at:
+            raise KeyboardInterrupt
+        return 0.5 * x + t[:, None] / 1000
+
+    samples = CalibrationSamples.from_seeds(range(4), (3,))
+    fail_at = 40
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, "flow-euler", samples, num_steps=5, checkpoint=tmp_path, progress=False, name="m")
+    fail_at, before = -1, len(calls)
+    resumed = calibrate(model, "flow-euler", samples, num_steps=5, checkpoint=tmp_path, progress=False, name="m")
+    assert set(calls) == {1}
+    assert len(calls) - before == 2 * 15  # two of four samples were finished, at 3 evaluations a step
+    assert resumed == calibrate(model, "flow-euler", samples, num_steps=5, batch_size=1, progress=False, name="m")

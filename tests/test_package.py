@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import cachepolicies
+from cachepolicies.profiles import config_hash, load_profile, weights_hash
+from cachepolicies.reference.image_dit import load_image_dit
+from cachepolicies.reference.video_dit import load_video_dit
 
 HEAVY = ("diffusers", "matplotlib", "scipy.optimize", "sklearn", "torchmetrics", "pandas", "transformers")
 
@@ -25,6 +30,14 @@ def test_public_names_are_there_and_no_others_are_promised():
 
 def test_typed_marker_is_shipped():
     assert (Path(cachepolicies.__file__).parent / "py.typed").exists()
+
+
+@pytest.mark.parametrize(("name", "load"), [("video-dit", load_video_dit), ("image-dit", load_image_dit)])
+def test_a_shipped_profile_was_measured_on_the_shipped_weights(name, load):
+    model = load()
+    profile = load_profile(name)
+    assert profile.model.weights_hash == weights_hash(model)
+    assert profile.model.config_hash == config_hash(model)
 
 
 def test_weights_are_small_and_have_their_provenance():

@@ -309,10 +309,11 @@ def test_runs_do_not_see_each_other(name):
 
 @subjects
 def test_decide_is_pure(name):
-    """Asking twice gives the same decision and changes nothing, for every registered policy that can be built."""
+    """Asking twice gives the same decision and changes nothing, for every registered policy."""
     s = subject(name)
     registry = load_plugins().policies
-    settings_of = {"uniform": {"every": 3}, "sencache": {"epsilon": 0.5}}
+    settings_of = {"never": {}, "uniform": {"every": 3}, "sencache": {"epsilon": 0.5}}
+    assert settings_of.keys() == set(registry.names())  # a new policy says here how it is to be built
 
     class Twice:
         """A policy that asks another twice."""
@@ -342,8 +343,8 @@ def test_decide_is_pure(name):
             assert same(before, state)
             return after
 
-    for policy in ("never", "uniform", "sencache"):
-        inner = registry.create(policy, **settings_of.get(policy, {}))
+    for policy, options in settings_of.items():
+        inner = registry.create(policy, **options)
         denoiser = CachedDenoiser(s.model, Twice(inner), profile=s.profile)
         plain = CachedDenoiser(s.model, inner, profile=s.profile)
         assert torch.equal(run(s, denoiser, 2, 3), run(s, plain, 2, 3))

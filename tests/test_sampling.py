@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachepolicies._errors import InputError, SettingsError
+from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate
+from cachepolicies._errors import InputError, ProfileError, SettingsError
 from cachepolicies.sampling import sample
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.ddpm import DDPM
@@ -81,6 +82,16 @@ def gaussian(scheduler):
 
 def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_a_denoiser_calibrated_for_another_family_is_refused():
+    flow = FlowEuler()
+    samples = CalibrationSamples.from_seeds(range(2), (3,))
+    profile = calibrate(lambda x, t: 0.5 * x + 1.0, flow, samples, num_steps=6, progress=False, name="flow")
+    denoiser = CachedDenoiser(lambda x, t: 0.5 * x + 1.0, "sencache", profile=profile, epsilon=1e9)
+    with pytest.raises(ProfileError, match="calibrated for scheduler family 'flow', scheduler 'ddim' has 'vp'"):
+        sample(denoiser, "ddim", torch.randn(2, 3), num_steps=6)
+    assert sample(denoiser, flow, torch.randn(2, 3), num_steps=6).isfinite().all()
 
 
 @adapters

@@ -169,6 +169,20 @@ class CachedDenoiser:
         """Reused calls / all calls in the last run."""
         return self.trace.cache_ratio
 
+    def check_scheduler(self, scheduler: Scheduler | str | Any) -> tuple[str, ...]:
+        """Check that the profile, if there is one, serves a scheduler; `cachepolicies.sample` does so by itself.
+
+        Args:
+            scheduler: a registered name, a diffusers scheduler or its class, or a `Scheduler`.
+
+        Returns:
+            What differs and is allowed, for example another shift.
+
+        Raises:
+            ProfileError: the profile is for another family of schedulers or another prediction type.
+        """
+        return () if self.profile is None else check_profile(self.profile, scheduler=as_scheduler(scheduler))
+
     def reset(self) -> None:
         """Forget the run in progress and free what is cached. The trace stays."""
         self._forms.clear()

@@ -16,7 +16,7 @@ from cachepolicies._host import visible
 from cachepolicies._output import tensor_of
 from cachepolicies._settings import shown
 from cachepolicies.schedulers._noise import as_generators, check_one_per_sample
-from cachepolicies.schedulers.base import SamplingRun
+from cachepolicies.schedulers.base import SamplingRun, Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
 
 
@@ -26,6 +26,14 @@ class DeclaresRuns(Protocol):
 
     def run(self, *, timesteps: Sequence[float] | Tensor) -> AbstractContextManager[Any]:
         """Return a context for one run that starts its steps at ``timesteps``."""
+
+
+@runtime_checkable
+class ChecksScheduler(Protocol):
+    """A denoiser that was calibrated for one family of schedulers, such as ``CachedDenoiser`` with a profile."""
+
+    def check_scheduler(self, scheduler: Scheduler) -> object:
+        """Raise if the denoiser cannot be sampled with this scheduler."""
 
 
 @frozen
@@ -79,19 +87,22 @@ def sample(
     Raises:
         InputError: x is not a floating-point tensor with at least one sample, the number of generators is not B, or
             the denoiser returned something that is not a tensor of x's shape.
+        ProfileError: the denoiser was calibrated for another family of schedulers or prediction type.
         SettingsError: the scheduler or ``num_steps`` is wrong.
         UnknownNameError: no scheduler is registered under the name.
     """
     _check_noise(x)
+    sampler = as_scheduler(scheduler)
+    candidate: object = denoiser
+    if isinstance(candidate, ChecksScheduler):
+        candidate.check_scheduler(sampler)
     generators = as_generators(generator)
     check_one_per_sample(generators, x.shape[0])
-    sampler = as_scheduler(scheduler)
     timesteps = sampler.timesteps(num_steps)
     run = sampler.begin(num_steps, generator=generators, device=x.device)
     latent = sampler.initial(x, num_steps)
     declared: AbstractContextManager[Any] = contextlib.nullcontext()
     levels: dict[float, Tensor] = {}
-    candidate: object = denoiser
     if isinstance(candidate, DeclaresRuns):
         if visible(x):
             declared = candidate.run(timesteps=timesteps)

@@ -38,7 +38,7 @@ def calibrate(
     *,
     num_steps: int = 50,
     trajectory: Trajectory = "model",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     name: str | None = None,
     guidance: float | None = None,
     seeds: Sequence[int] | None = None,
@@ -72,7 +72,7 @@ def calibrate(
         num_steps: N.
         trajectory: ``"model"`` follows the model's own runs; ``"noised"`` evaluates on
             ``alpha(t) data + sigma(t) noise`` with one noise for all t, and takes no sampler steps.
-        batch_size: samples evaluated together.
+        batch_size: samples evaluated together; 8 if None, or 1 with a checkpoint, which keeps whole batches.
         name: of the profile; ``"<model class>-<scheduler>-<N>"`` in lower case if None.
         guidance: guidance scale inside ``model``, recorded only.
         seeds: instead of ``samples.seeds``.
@@ -95,6 +95,8 @@ def calibrate(
         UnknownNameError: no scheduler is registered under the name.
     """
     scheduler = as_scheduler(scheduler)
+    if batch_size is None:
+        batch_size = 8 if checkpoint is None else 1
     if seeds is not None:
         samples = attrs.evolve(samples, seeds=tuple(seeds))
     _check_settings(scheduler, samples, trajectory, batch_size)

@@ -21,11 +21,12 @@ def calibrate(
     samples: Annotated[int, typer.Option(help="Calibration samples; 8 suffice.")] = 8,
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the workload's own by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first sample.")] = FIRST_SEED,
-    batch_size: Annotated[int, typer.Option(help="Samples evaluated together.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Samples evaluated together, and kept together if interrupted.")] = 1,
     trajectory: Annotated[str, typer.Option(help="model: the model's own runs; noised: noised data.")] = "model",
     name: Annotated[str | None, typer.Option(help="Name of the profile; the file's stem by default.")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder for finished batches: an interrupted calibration resumes.")
+        Path | None,
+        typer.Option(help="Folder for finished batches: an interrupted calibration resumes. Default: OUT.partial"),
     ] = None,
     notes: Annotated[str, typer.Option(help="Free text for the profile.")] = "",
     option: Options = None,
@@ -43,22 +44,25 @@ def calibrate(
     seeds = seeds_from(seed, samples, "--samples")
     given = workload_of(workload, option)
     drawn = given.draw(seeds)
+    followed = _trajectory(trajectory)
+    if followed == "noised" and drawn.data is None:
+        raise SettingsError(f"--trajectory noised needs clean latents: inputs of {workload} give no Inputs(data=...)")
+    kept = out.with_name(out.name + ".partial") if checkpoint is None else checkpoint
     profile = measure(
         given.denoiser,
         given.scheduler,
         CalibrationSamples(noise=drawn.noise, args=drawn.args, kwargs=drawn.kwargs, data=drawn.data, seeds=seeds),
         num_steps=given.num_steps if steps is None else steps,
-        trajectory=_trajectory(trajectory),
+        trajectory=followed,
         batch_size=batch_size,
         name=out.stem if name is None else name,
         guidance=given.guidance,
-        checkpoint=checkpoint,
+        checkpoint=kept,
         console=Console(stderr=True),
         notes=notes,
     )
     path = save_profile(profile, out)
-    if checkpoint is not None:
-        clear_checkpoint(checkpoint)
+    clear_checkpoint(kept)
     Console().print(summarise(profile))
     typer.echo(path)
 

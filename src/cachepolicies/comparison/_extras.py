@@ -16,5 +16,6 @@ def check_installed(*packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise NeedsError(
-            f"a comparison needs {', '.join(missing)}, not installed; pip install 'cachepolicies[compare]'"
+            f"a comparison needs {', '.join(missing)}, not installed; install the extra `compare`, from a checkout "
+            "pip install -c constraints.txt -e '.[compare]'"
         )

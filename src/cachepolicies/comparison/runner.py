@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from attrs import field, frozen
 from torch import Tensor
@@ -80,9 +81,11 @@ def compare(
 ) -> Comparison:
     """Sample every seed with the bare model, then with each candidate, and compare.
 
-    Every denoiser is counted by a wrapper around the model, whose count has to agree with the trace. Wall times are
-    those of sampling alone, without decoding; the repeats of all candidates are interleaved. Reused evaluations are
-    compared with what the model would have returned in a separate pass over the first samples, which is not timed.
+    Before anything is sampled the pictures and scores of the first batch's noise are made, so that what is wrong with
+    them shows at once. Every denoiser is counted by a wrapper around the model, whose count has to agree with the
+    trace. Wall times are those of sampling alone, without decoding; the repeats of all candidates are interleaved, and
+    the uncached row is timed once more at the end. Reused evaluations are compared with what the model would have
+    returned in a separate pass over the first samples, which is not timed.
 
     Args:
         workload: what to sample and how to judge it.
@@ -122,7 +125,10 @@ def compare(
             finished[sampler.label] = _sample_all(workload, sampler, batches, tell)
             if baselines and sampler.candidate.kind == "policy":
                 taken = {*finished, *(each.label for each in planned)}
-                for baseline in matched_baselines(workload, sampler.candidate, finished[sampler.label].mean_nfe):
+                for matched in matched_baselines(workload, sampler.candidate, finished[sampler.label].mean_nfe):
+                    clash = matched.label in taken
+                    label = f"{matched.label}, {sampler.label}" if clash else matched.label
+                    baseline = attrs.evolve(matched, label=label)
                     if baseline.label not in taken:
                         order.append(_Sampler.of(workload, baseline))
                         finished[baseline.label] = _sample_all(workload, order[-1], batches, tell)
@@ -131,8 +137,10 @@ def compare(
         for _ in range(repeats - 1):
             for sampler in order:
                 seconds[sampler.label].append(_sample_all(workload, sampler, batches, tell).seconds)
+        # every speed-up divides by this row: time it at the end as well as at the start
+        seconds[UNCACHED].append(_sample_all(workload, planned[0], batches, tell).seconds)
         changes = {
-            sampler.label: _audit(workload, sampler.candidate, seeds[:audited], tell)
+            sampler.label: _audit(workload, sampler.candidate, seeds[:audited], batch_size, tell)
             for sampler in order
             if sampler.candidate.kind == "policy" and audited
         }
@@ -310,11 +318,20 @@ def _check_count(sampler: _Sampler, seen: int, rows: int) -> None:
         )
 
 
-def _audit(workload: Workload, candidate: Candidate, seeds: Sequence[int], tell: Tell) -> tuple[Change, ...]:
+def _audit(
+    workload: Workload, candidate: Candidate, seeds: Sequence[int], batch_size: int, tell: Tell
+) -> tuple[Change, ...]:
     """Sample once more and evaluate every reused call after all, to see how far off its substitute was."""
+    changes: list[Change] = []
+    for start in range(0, len(seeds), batch_size):
+        changes += _audit_batch(workload, candidate, seeds[start : start + batch_size], tell)
+    return tuple(changes)
+
+
+def _audit_batch(workload: Workload, candidate: Candidate, seeds: Sequence[int], tell: Tell) -> list[Change]:
     sampler = _Sampler.of(workload, candidate, audit=1.0)
     if sampler.cached is None:
-        return ()
+        return []
     steps = len(workload.scheduler.timesteps(sampler.num_steps)) * workload.scheduler.evaluations_per_step
     sampler.sample(
         workload.scheduler,
@@ -327,7 +344,7 @@ def _audit(workload: Workload, candidate: Candidate, seeds: Sequence[int], tell:
             f"audit of {candidate.label}: the model was called {sampler.counted.calls} times, but the trace counts "
             f"{trace.model_calls} calls and {trace.audit_calls} audits"
         )
-    return tuple(
+    return [
         Change(
             seed=seeds[row],
             call=call,
@@ -339,7 +356,7 @@ def _audit(workload: Workload, candidate: Candidate, seeds: Sequence[int], tell:
         if record.audit is not None
         for row, true in enumerate(record.audit.true_error)
         if not record.evaluated[row]
-    )
+    ]
 
 
 def _judge(
@@ -405,7 +422,13 @@ def _check(
 
 
 def _warm_up(workload: Workload, batch: _Batch) -> None:
-    """Call the model once: threads, kernels and lazy imports are set up before anything is timed."""
+    """Call the model once: threads, kernels and lazy imports are set up before anything is timed.
+
+    Also decode and score once, on noise: a mistake there must not show after all the sampling.
+    """
+    workload.pictures(batch.inputs.noise)
+    for name in workload.scores:
+        workload.score(name, batch.inputs.noise, batch.inputs)
     run = workload.scheduler.begin(
         workload.num_steps,
         generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],

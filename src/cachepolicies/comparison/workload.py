@@ -65,6 +65,10 @@ Score = Callable[[Tensor, Inputs], Tensor]
 """``score(samples, inputs)``: one number a sample, ``(B,)``; ``nan`` where it does not apply to a sample."""
 
 
+_ROUNDING = 1e-3
+"""Pictures may leave [0, 1] by this much."""
+
+
 def _callable(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not callable(value):
         refuse(instance, attribute, value, "callable")
@@ -97,7 +101,8 @@ class Workload:
         num_steps: of the uncached run.
         latent_shape: of one sample, without the batch.
         inputs: ``inputs(seeds)`` returns the `Inputs` of these samples, one row a seed, the same whenever it is asked.
-        decode: from latents ``(B, ...)`` to pictures in [0, 1], ``(B, H, W)`` or ``(B, frames, H, W)``.
+        decode: from latents ``(B, ...)`` to grey pictures in [0, 1], ``(B, H, W)`` or ``(B, frames, H, W)``. Give the
+            luminance of colour pictures.
         scores: name to a function of the latents and their inputs, one number a sample.
         guidance: guidance scale inside the denoiser, recorded only.
 
@@ -137,7 +142,7 @@ class Workload:
         """Return ``decode(samples)`` as ``(B, frames, H, W)`` float32 on the CPU; a picture is a video of one frame.
 
         Raises:
-            InputError: the pictures have another number of dimensions or of samples.
+            InputError: the pictures have another number of dimensions or of samples, or are not in [0, 1].
         """
         decoded: object = self.decode(samples)
         if not isinstance(decoded, Tensor) or decoded.ndim not in (3, 4) or decoded.shape[0] != samples.shape[0]:
@@ -147,6 +152,12 @@ class Workload:
                 "expected (B, H, W) or (B, frames, H, W)"
             )
         pictures = decoded.detach().to("cpu").float()
+        low, high = pictures.min().item(), pictures.max().item()
+        if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:
+            raise InputError(
+                f"workload {self.name!r}: decode returned pictures from {low:g} to {high:g}; PSNR and SSIM expect "
+                "finite values in [0, 1]"
+            )
         return pictures[:, None] if pictures.ndim == 3 else pictures
 
     def score(self, name: str, samples: Tensor, inputs: Inputs) -> Tensor:

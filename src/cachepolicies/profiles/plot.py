@@ -31,7 +31,7 @@ def plot_sensitivities(profile: Profile, path: str | Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise NeedsError(
-            "drawing a profile needs matplotlib, which is not installed; pip install 'cachepolicies[plots]'"
+            "drawing a profile needs matplotlib, which is not installed; install the extra `plots`"
         ) from error
 
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")

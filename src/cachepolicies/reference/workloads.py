@@ -12,6 +12,7 @@ from cachepolicies.comparison.workload import Inputs, Workload
 from cachepolicies.reference import classifier, moving_digits
 from cachepolicies.reference import image_dit as image
 from cachepolicies.reference import video_dit as video
+from cachepolicies.reference.digits import load_digits
 from cachepolicies.reference.guided import GuidedDenoiser
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.flow_euler import FlowEuler
@@ -88,17 +89,19 @@ def image_dit(guidance: float = GUIDANCE, num_steps: int = STEPS, network: nn.Mo
 
 def video_inputs(seeds: Sequence[int]) -> Inputs:
     """Draw a caption and noise for every seed; ``labels["digit"]`` is -1 for a video of two digits."""
-    captions, noise = [], []
+    captions, noise, videos = [], [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         captions.append(moving_digits.draw_captions(1, generator))
         noise.append(torch.randn(moving_digits.LATENT_SHAPE, generator=generator))
+        videos.append(moving_digits.render(captions[-1], load_digits("held-out"), generator))
     first = torch.cat([caption.first for caption in captions])
     second = torch.cat([caption.second for caption in captions])
     return Inputs(
         noise=torch.stack(noise),
         args=(torch.cat([caption.embed() for caption in captions]),),
         labels={"digit": torch.where(second == moving_digits.NO_DIGIT, first, -1)},
+        data=moving_digits.encode(torch.cat(videos)),
     )
 
 
@@ -112,13 +115,17 @@ def video_accuracy(samples: Tensor, inputs: Inputs) -> Tensor:
 
 def image_inputs(seeds: Sequence[int]) -> Inputs:
     """Draw a class label and noise for every seed."""
-    labels, noise = [], []
+    held_out = load_digits("held-out", size=image.LATENT_SHAPE[-1])
+    labels, noise, images = [], [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         labels.append(torch.randint(10, (1,), generator=generator))
         noise.append(torch.randn(image.LATENT_SHAPE, generator=generator))
+        matching = (held_out.labels == labels[-1]).nonzero()[:, 0]
+        images.append(held_out.images[matching[torch.randint(len(matching), (1,), generator=generator)]])
     digit = torch.cat(labels)
-    return Inputs(noise=torch.stack(noise), args=(digit,), labels={"digit": digit})
+    data = (torch.stack(images) - image.PIXEL_MEAN) / image.PIXEL_STD
+    return Inputs(noise=torch.stack(noise), args=(digit,), labels={"digit": digit}, data=data)
 
 
 def image_pixels(latents: Tensor) -> Tensor:
