@@ -122,15 +122,15 @@ def test_evaluations_of_the_table_agree_with_a_count_of_rows(profile):
 
 def test_a_model_that_calls_itself_is_found_out():
     # The wrapper is handed to the denoiser's own caller by no one, so the count is falsified through it instead.
-    from cachepolicies.comparison import runner
+    from cachepolicies.comparison import _passes
 
-    class Forgetful(runner.CountedDenoiser):
+    class Forgetful(_passes.CountedDenoiser):
         def __call__(self, x, t, *args, **kwargs):
             super().__call__(x, t, *args, **kwargs)
             return super().__call__(x, t, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "CountedDenoiser", Forgetful)
+        patch.setattr(_passes, "CountedDenoiser", Forgetful)
         with pytest.raises(RunError, match=r"called 24 times on 24 rows, but the sampler counts 12 calls on 12 rows"):
             compare(tiny(), [Candidate("u", "uniform:every=2")], [0], progress=False)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from cachepolicies.comparison.candidate import Candidate as Candidate
+from cachepolicies.comparison.report import write_all as write_all
 from cachepolicies.comparison.report import write_report as write_report
 from cachepolicies.comparison.results import Change as Change
 from cachepolicies.comparison.results import Comparison as Comparison
 from cachepolicies.comparison.results import Result as Result
-from cachepolicies.comparison.runner import Candidate as Candidate
 from cachepolicies.comparison.runner import compare as compare
 from cachepolicies.comparison.runner import matched_baselines as matched_baselines
 from cachepolicies.comparison.workload import Inputs as Inputs
@@ -23,5 +24,6 @@ __all__ = [
     "compare",
     "load_workload",
     "matched_baselines",
+    "write_all",
     "write_report",
 ]

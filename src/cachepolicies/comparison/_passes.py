@@ -1,0 +1,196 @@
+"""One pass of a way of sampling over all batches: timed and counted, or audited."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from cachepolicies._denoiser import CachedDenoiser
+from cachepolicies._errors import CacheWarning, RunError
+from cachepolicies._trace import Trace
+from cachepolicies.comparison._counted import CountedDenoiser
+from cachepolicies.comparison._progress import Tell
+from cachepolicies.comparison.candidate import Candidate
+from cachepolicies.comparison.results import Change
+from cachepolicies.comparison.workload import Inputs, Workload
+from cachepolicies.profiles.load import load_profile
+from cachepolicies.profiles.schema import Profile
+from cachepolicies.sampling import Evaluation, sample
+from cachepolicies.schedulers.base import Scheduler
+
+
+@frozen(eq=False)
+class Batch:
+    seeds: tuple[int, ...]
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, workload: Workload, seeds: Sequence[int]) -> Batch:
+        return cls(tuple(seeds), workload.draw(seeds))
+
+
+@frozen(eq=False)
+class Sampler:
+    """A candidate with its counted denoiser, set up: whatever can be wrong with its settings has been refused."""
+
+    candidate: Candidate
+    num_steps: int
+    counted: CountedDenoiser
+    cached: CachedDenoiser | None
+
+    @classmethod
+    def of(cls, workload: Workload, candidate: Candidate, audit: float = 0.0) -> Sampler:
+        counted = CountedDenoiser(workload.denoiser)
+        num_steps = workload.num_steps if candidate.num_steps is None else candidate.num_steps
+        workload.scheduler.timesteps(num_steps)
+        cached = None
+        if candidate.policy is not None:
+            profile = candidate.profile
+            cached = CachedDenoiser(
+                counted,
+                candidate.policy,
+                profile=profile if profile is None or isinstance(profile, Profile) else load_profile(profile),
+                scheduler=workload.scheduler,
+                substitute=candidate.substitute,
+                audit=audit,
+            )
+        return cls(candidate, num_steps, counted, cached)
+
+    @property
+    def label(self) -> str:
+        return self.candidate.label
+
+    def sample(self, scheduler: Scheduler, batch: Batch, callback: Callable[[Evaluation], object]) -> Tensor:
+        denoiser: Callable[..., Any] = self.counted if self.cached is None else self.cached
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheWarning)  # the traces keep them, and the report shows them
+            return sample(
+                denoiser,
+                scheduler,
+                batch.inputs.noise,
+                *batch.inputs.args,
+                num_steps=self.num_steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in batch.seeds],
+                callback=callback,
+                **batch.inputs.kwargs,
+            )
+
+
+@frozen(eq=False)
+class Pass:
+    """One pass of a sampler over all batches."""
+
+    samples: tuple[Tensor, ...]
+    seconds: float
+    nfe: tuple[int, ...]
+    calls: int
+    model_calls: int
+    traces: tuple[Trace, ...]
+
+    @property
+    def mean_nfe(self) -> float:
+        return sum(self.nfe) / len(self.nfe)
+
+
+def sample_all(workload: Workload, sampler: Sampler, batches: Sequence[Batch], tell: Tell) -> Pass:
+    samples: list[Tensor] = []
+    traces: list[Trace] = []
+    nfe: list[int] = []
+    seconds, calls, model_calls = 0.0, 0, 0
+    stages = workload.scheduler.evaluations_per_step
+    expected = (sampler.num_steps * stages - stages + 1) * len(batches)
+    for number, batch in enumerate(batches):
+        sampler.counted.reset()
+        seen = 0
+
+        def count(evaluation: Evaluation, before: int = number * expected // len(batches)) -> None:
+            nonlocal seen
+            seen += 1
+            tell(sampler.label, before + seen, expected)
+
+        device = batch.inputs.noise.device
+        _synchronise(device)
+        start = time.perf_counter()
+        drawn = sampler.sample(workload.scheduler, batch, count)
+        _synchronise(device)
+        seconds += time.perf_counter() - start
+        samples.append(drawn)
+        calls = seen
+        model_calls += sampler.counted.calls
+        if sampler.cached is None:
+            nfe.extend([sampler.counted.calls] * len(batch.seeds))
+        else:
+            traces.append(sampler.cached.trace)
+            nfe.extend(sampler.cached.trace.nfe_per_sample)
+        _check_count(sampler, seen, len(batch.seeds))
+    return Pass(tuple(samples), seconds, tuple(nfe), calls, model_calls, tuple(traces))
+
+
+def _check_count(sampler: Sampler, seen: int, rows: int) -> None:
+    """Compare the count by the wrapper around the model with what the trace (or the sampler) says."""
+    counted = sampler.counted
+    if sampler.cached is None:
+        said_calls, said_rows, by = seen, seen * rows, "sampler"
+    else:
+        trace = sampler.cached.trace
+        said_calls, said_rows, by = trace.model_calls, sum(trace.nfe_per_sample), "trace"
+    if (counted.calls, counted.rows) != (said_calls, said_rows):
+        raise RunError(
+            f"{sampler.label}: the model was called {counted.calls} times on {counted.rows} rows, but the {by} counts "
+            f"{said_calls} calls on {said_rows} rows; the denoiser must not call itself, and one call is one evaluation"
+        )
+
+
+def audit(
+    workload: Workload, candidate: Candidate, seeds: Sequence[int], batch_size: int, tell: Tell
+) -> tuple[Change, ...]:
+    """Sample once more and evaluate every reused call after all, to see how far off its substitute was."""
+    changes: list[Change] = []
+    for start in range(0, len(seeds), batch_size):
+        changes += _audit_batch(workload, candidate, seeds[start : start + batch_size], tell)
+    return tuple(changes)
+
+
+def _audit_batch(workload: Workload, candidate: Candidate, seeds: Sequence[int], tell: Tell) -> list[Change]:
+    sampler = Sampler.of(workload, candidate, audit=1.0)
+    if sampler.cached is None:
+        return []
+    steps = len(workload.scheduler.timesteps(sampler.num_steps)) * workload.scheduler.evaluations_per_step
+    sampler.sample(
+        workload.scheduler,
+        Batch.of(workload, seeds),
+        lambda evaluation: tell(f"audit of {candidate.label}", evaluation.index + 1, steps),
+    )
+    trace = sampler.cached.trace
+    if sampler.counted.calls != trace.model_calls + trace.audit_calls:
+        raise RunError(
+            f"audit of {candidate.label}: the model was called {sampler.counted.calls} times, but the trace counts "
+            f"{trace.model_calls} calls and {trace.audit_calls} audits"
+        )
+    return [
+        Change(
+            seed=seeds[row],
+            call=call,
+            t=record.t,
+            predicted=math.nan if record.audit.predicted_error is None else record.audit.predicted_error[row],
+            true=true,
+        )
+        for call, record in enumerate(trace.records)
+        if record.audit is not None
+        for row, true in enumerate(record.audit.true_error)
+        if not record.evaluated[row]
+    ]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
