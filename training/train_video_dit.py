@@ -16,8 +16,8 @@ from cachepolicies.reference.video_dit import WEIGHTS, build_video_dit
 from loop import Settings, publish, train
 
 CAPTION_DROP = 0.1
-STAGES = [4500, 7000]
-"""Iterations at which the cosine schedule of the learning rate ends; the second stage resumes from the first."""
+STAGES = [4500, 7000, 8600]
+"""Iterations at which the cosine schedule of the learning rate ends; each stage resumes from the one before."""
 
 
 def noise_levels(n: int, generator: torch.Generator) -> Tensor:
