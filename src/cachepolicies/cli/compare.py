@@ -40,8 +40,8 @@ def compare(
 
     from cachepolicies.comparison._console import wide_console
     from cachepolicies.comparison._extras import check_installed
-    from cachepolicies.comparison.report import write_all
     from cachepolicies.comparison.candidate import Candidate
+    from cachepolicies.comparison.report import write_all
     from cachepolicies.comparison.runner import compare as run
     from cachepolicies.profiles.load import load_profile
 
