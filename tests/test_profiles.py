@@ -717,7 +717,7 @@ def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path: Path, monkeyp
         return plain(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
-    with pytest.raises(NeedsError, match=r"pip install 'cachepolicies\[plots\]'"):
+    with pytest.raises(NeedsError, match=r"install the extra `plots`"):
         plot_sensitivities(make_profile(), tmp_path / "p.png")
 
 
