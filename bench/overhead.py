@@ -190,7 +190,8 @@ def main() -> int:
         "median us",
         "p90 us",
         "limit us",
-        "waits a decision",
+        "waits",
+        "reads",
         "held bytes",
         "cache ratio",
     ):

@@ -67,7 +67,7 @@ def note(weights: Path, accuracy: float, samples: int) -> None:
 def main() -> None:
     """Evaluate both models."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=int, default=384)
+    parser.add_argument("--videos", type=int, default=256)
     parser.add_argument("--images", type=int, default=256)
     arguments = parser.parse_args()
     for count, accuracy, weights in (
