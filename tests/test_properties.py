@@ -203,7 +203,7 @@ def test_calibrated_sensitivities_approach_the_closed_form(prediction):
         ts = profile.timesteps
         errors = []
         for k, t in enumerate(ts[:-1]):
-            # the derivatives of x0 vanish towards the ends (at t = 1000 it does not depend on x): no relative error there
+            # the derivatives of x0 vanish towards the ends, at t = 1000 exactly: no relative error there
             if prediction == "x0" and not 150 <= t <= 850:
                 continue
             x, after = points[t][0], points[ts[k + 1]][0]
