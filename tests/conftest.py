@@ -16,6 +16,9 @@ from cachepolicies.profiles.schema import Curve, ModelInfo, SchedulerInfo
 from cachepolicies.reference.gaussian_mixture import FlowMatching, GaussianMixtureDenoiser
 from cachepolicies.schedulers.flow_euler import FlowEuler
 
+# Most models here are tiny: a second thread gains nothing on them, and waits for the first where the machine is shared.
+torch.set_num_threads(1)
+
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

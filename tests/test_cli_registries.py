@@ -1,4 +1,4 @@
-"""``cachepolicies policies``, ``schedulers``, ``substitutes``, and how errors leave the command line."""
+"""``cachepolicies adapters``, ``policies``, ``schedulers``, ``substitutes``, and how errors leave the command line."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ THEIRS = Source("acme-policies", "2.0", "acme = acme.plugin")
 def loaded(monkeypatch):
     """Put known registries in place of the loaded ones, with a failure and words that look like markup."""
     made = Plugins(
+        Registry("adapter").extended(
+            [Entry("NovaModel", dict, OURS, "Nova."), Entry("AcmeModel", dict, THEIRS, "Acme's.")]
+        ),
         Registry("policy").extended(
             [Entry("never", dict, OURS, "Evaluates."), Entry("acme", dict, THEIRS, "Odd [bold]words[/x].")]
         ),
@@ -44,6 +47,8 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("command", "row"),
     [
+        ("adapters", ("NovaModel", "cachepolicies", "0.1", "Nova.")),
+        ("adapters", ("AcmeModel", "acme-policies", "2.0", "Acme's.")),
         ("policies", ("acme", "acme-policies", "2.0", "Odd [bold]words[/x].")),
         ("policies", ("never", "cachepolicies", "0.1", "Evaluates.")),
         ("schedulers", ("flow-euler", "cachepolicies", "0.1", "Euler.")),
@@ -77,7 +82,7 @@ def test_a_pipe_gets_one_line_for_each_name(loaded, monkeypatch):
     assert run("policies").stdout.count("word " * 25 + "end") == 1
 
 
-@pytest.mark.parametrize("command", ["policies", "schedulers", "substitutes"])
+@pytest.mark.parametrize("command", ["adapters", "policies", "schedulers", "substitutes"])
 def test_json(loaded, command):
     result = run(command, "--json")
     assert result.exit_code == 0
@@ -94,10 +99,21 @@ def test_json(loaded, command):
     ]
 
 
+def test_the_installed_adapters_are_listed():
+    """The command and the registry agree; no name is made up here."""
+    result = run("adapters", "--json")
+    assert result.exit_code == 0
+    read = json.loads(result.stdout)["adapters"]
+    assert [entry["name"] for entry in read] == list(_plugins.adapters().names())
+    ours = [entry for entry in read if entry["distribution"] == "cachepolicies"]
+    assert "WanTransformer3DModel" in [entry["name"] for entry in ours]
+    assert all(entry["summary"].endswith(".") for entry in ours)
+
+
 def test_help_names_the_commands():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("policies", "schedulers", "substitutes"):
+    for command in ("adapters", "policies", "schedulers", "substitutes"):
         assert command in result.stdout
     assert run("no-such-command").exit_code == 2
 

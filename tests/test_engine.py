@@ -895,5 +895,27 @@ def test_signals_cannot_be_had_at_the_output():
         def needs(self):
             return Needs(signals={"modulated_input"})
 
-    with pytest.raises(NeedsError, match="policy 'curious' needs the signals modulated_input"):
+    with pytest.raises(
+        NeedsError, match=r"needs the signal modulated_input from inside the model, which site 'output' of Counted"
+    ):
         CachedDenoiser(Counted(mixture()), Curious())
+
+
+def test_with_one_noise_level_a_token_the_largest_counts():
+    """Image to video: the tokens of a given frame have t = 0, those that are sampled the run's."""
+    denoiser = CachedDenoiser(lambda x, t: x, Never())
+    t = torch.tensor([[0.0, 700.0, 700.0], [0.0, 700.0, 0.0]])
+    denoiser(noise(2), t)
+    assert denoiser.trace.records[0].t == 700.0
+    with pytest.raises(InputError, match=r"t differs between the rows of one call: \[700.0, 600.0\]"):
+        denoiser(noise(2), torch.tensor([[0.0, 700.0], [0.0, 600.0]]))
+
+
+def test_a_latent_in_a_list_is_one_tensor_a_sample():
+    denoiser = CachedDenoiser(lambda x, t: torch.stack(list(x)), Alternate(), x_name="x", t_name="t")
+    latents = list(noise(3))
+    assert torch.equal(denoiser(latents, 9.0), torch.stack(latents))
+    denoiser(latents, 8.0)
+    assert denoiser.trace.records[1].evaluated == (False,) * 3
+    with pytest.raises(InputError, match="x is a list of latents of different shapes"):
+        denoiser([torch.zeros(2), torch.zeros(3)], 9.0)

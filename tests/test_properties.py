@@ -16,6 +16,8 @@ from torch import Tensor
 from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate, row_rms, sample
 from cachepolicies._output import tensor_of
 from cachepolicies._plugins import load_plugins
+from cachepolicies._policy import TakesFromProfile
+from cachepolicies.adapters import network_of
 from cachepolicies.policies import SenCache
 from cachepolicies.reference.gaussian_mixture import FlowMatching, GaussianMixtureDenoiser
 from cachepolicies.schedulers.flow_euler import FlowEuler
@@ -313,8 +315,17 @@ def test_decide_is_pure(name):
     """Asking twice gives the same decision and changes nothing, for every registered policy."""
     s = subject(name)
     registry = load_plugins().policies
-    settings_of = {"never": {}, "uniform": {"every": 3}, "sencache": {"epsilon": 0.5}}
+    network = network_of(s.model) is not None
+    settings_of = {
+        "never": {},
+        "uniform": {"every": 3},
+        "sencache": {"epsilon": 0.5},
+        "magcache": {"threshold": 0.3} | ({} if network else {"ratios": (1.0, *[0.98] * 49)}),
+        "teacache": {"threshold": 0.3, "signal": "modulated_input"},
+    }
     assert settings_of.keys() == set(registry.names())  # a new policy says here how it is to be built
+    if not network:
+        del settings_of["teacache"]  # a function has no blocks to look into; the trained networks have
 
     class Twice:
         """A policy that asks another twice."""
@@ -346,8 +357,11 @@ def test_decide_is_pure(name):
 
     for policy, options in settings_of.items():
         inner = registry.create(policy, **options)
-        denoiser = CachedDenoiser(s.model, Twice(inner), profile=s.profile)
-        plain = CachedDenoiser(s.model, inner, profile=s.profile)
+        if isinstance(inner, TakesFromProfile):
+            inner = inner.bind(s.profile)
+        site = "blocks" if network else "output"
+        denoiser = CachedDenoiser(s.model, Twice(inner), profile=s.profile, site=site)
+        plain = CachedDenoiser(s.model, inner, profile=s.profile, site=site)
         assert torch.equal(run(s, denoiser, 2, 3), run(s, plain, 2, 3))
 
 

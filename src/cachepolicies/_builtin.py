@@ -6,6 +6,40 @@ from functools import partial
 
 from cachepolicies.hookspecs import Register, hookimpl, lazy
 
+ADAPTERS = {
+    "AuraFlowTransformer2DModel": ("auraflow:auraflow", "AuraFlow."),
+    "ChromaTransformer2DModel": ("chroma:chroma", "Chroma."),
+    "CogVideoXTransformer3DModel": ("cogvideox:cogvideox", "CogVideoX 1.0 and 1.5, text and image to video."),
+    "CosmosTransformer3DModel": ("cosmos:cosmos", "Cosmos 1, 2 and 2.5."),
+    "DiTTransformer2DModel": ("dit:dit", "DiT, class-conditional."),
+    "Flux2Transformer2DModel": ("flux:flux2", "FLUX.2."),
+    "FluxTransformer2DModel": ("flux:flux", "FLUX.1: dev, schnell, Kontext, Fill."),
+    "HiDreamImageTransformer2DModel": ("hidream:hidream", "HiDream-I1."),
+    "HunyuanVideo15Transformer3DModel": ("hunyuan:hunyuan_video15", "HunyuanVideo 1.5."),
+    "HunyuanVideoTransformer3DModel": ("hunyuan:hunyuan_video", "HunyuanVideo."),
+    "LTX2VideoTransformer3DModel": ("ltx:ltx2", "LTX-2, video and audio."),
+    "LTXVideoTransformer3DModel": ("ltx:ltx", "LTX-Video."),
+    "Lumina2Transformer2DModel": ("lumina2:lumina2", "Lumina-Image 2.0."),
+    "MochiTransformer3DModel": ("mochi:mochi", "Mochi 1."),
+    "PixArtTransformer2DModel": ("pixart:pixart", "PixArt-alpha and -sigma."),
+    "QwenImageTransformer2DModel": ("qwen_image:qwen_image", "Qwen-Image and its editing variants."),
+    "SD3Transformer2DModel": ("sd3:sd3", "Stable Diffusion 3 and 3.5."),
+    "SanaTransformer2DModel": ("pixart:sana", "Sana."),
+    "StableAudioDiTModel": ("stable_audio:stable_audio", "Stable Audio."),
+    "UNet2DConditionModel": ("unet:unet", "The U-Net of Stable Diffusion 1, 2 and XL."),
+    "WanTransformer3DModel": ("wan:wan", "Wan 2.1 and 2.2, text and image to video."),
+    "WanVACETransformer3DModel": ("wan:wan_vace", "Wan VACE."),
+    "ZImageTransformer2DModel": ("z_image:z_image", "Z-Image."),
+}
+"""Model class to its adapter and a summary."""
+
+
+@hookimpl
+def cachepolicies_register_adapters(register: Register) -> None:
+    """Register the adapters of `cachepolicies.adapters`, by the name of the model class."""
+    for model, (target, summary) in ADAPTERS.items():
+        register(model, lazy(f"cachepolicies.adapters.{target}"), summary)
+
 
 @hookimpl
 def cachepolicies_register_policies(register: Register) -> None:
@@ -13,6 +47,10 @@ def cachepolicies_register_policies(register: Register) -> None:
     module = "cachepolicies.policies"
     register("never", lazy(f"{module}.never:Never"), "Evaluates every step: the baseline.")
     register("sencache", lazy(f"{module}.sencache:SenCache"), "Reuses while a calibrated bound on the change holds.")
+    register("teacache", lazy(f"{module}.teacache:TeaCache"), "Reuses while a signal inside the model changed little.")
+    register(
+        "magcache", lazy(f"{module}.magcache:MagCache"), "Reuses while the residual's known drift in size is small."
+    )
     register("uniform", lazy(f"{module}.uniform:Uniform"), "Evaluates every m-th step, or so many evenly spaced ones.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from attrs import frozen
 from torch import Tensor, nn
 
@@ -26,7 +27,9 @@ class Signature:
         x_place: position of x.
         t_place: position of t.
         names: names of the positional parameters, as far as they are known.
-        batched: names of the arguments that have one row per sample, or ``None`` to tell by their first dimension.
+        rows: names of the arguments that have one row per sample, to how they have; ``None`` to tell by their first
+            dimension. ``"first"`` and ``"second"`` are dimensions of its tensors, ``"list"`` is one entry a sample,
+            ``"either"`` is that for a list, else the first dimension.
     """
 
     x_names: tuple[str, ...]
@@ -34,7 +37,7 @@ class Signature:
     x_place: int
     t_place: int
     names: tuple[str, ...]
-    batched: frozenset[str] | None
+    rows: Mapping[str, str] | None
 
     @classmethod
     def of(
@@ -43,6 +46,7 @@ class Signature:
         x_name: str | None = None,
         t_name: str | None = None,
         batched: Collection[str] | None = None,
+        rows: Mapping[str, str] | None = None,
     ) -> Signature:
         """Inspect a model.
 
@@ -52,7 +56,8 @@ class Signature:
                 first.
             t_name: name of its noise-level argument; by default one of ``t, timestep, sigma, timesteps``, or else the
                 second.
-            batched: see the class.
+            batched: names of the arguments with one row a sample, or one entry if they are lists.
+            rows: instead of ``batched``, see the class.
 
         Raises:
             SettingsError: a name given is not an argument of the model.
@@ -75,7 +80,7 @@ class Signature:
             x_place,
             t_place,
             names,
-            None if batched is None else frozenset(batched),
+            rows if batched is None else dict.fromkeys(batched, "either"),
         )
 
     def find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
@@ -83,8 +88,17 @@ class Signature:
 
         Raises:
             InputError: one of them is missing, or x is no floating-point tensor with a batch dimension.
+
+        A latent given as a list with one tensor a sample, all of one shape, is stacked.
         """
         x = self._argument("x", self.x_names, self.x_place, args, kwargs)
+        if isinstance(x, (list, tuple)) and x and all(isinstance(item, Tensor) for item in x):
+            shapes = sorted({tuple(item.shape) for item in x})
+            if len(shapes) > 1:
+                raise InputError(
+                    f"x is a list of latents of different shapes, {shapes}; sample those of one shape together"
+                )
+            x = torch.stack(list(x))
         t = self._argument("t", self.t_names, self.t_place, args, kwargs)
         if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
             kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
@@ -132,10 +146,15 @@ class Signature:
 
     def _slice_argument(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
         always = name in self.x_names or name in self.t_names
-        if self.batched is not None and not always and name not in self.batched:
-            return value
-        if name in (self.batched or ()) and isinstance(value, (list, tuple)):
+        kind = "either" if self.rows is None and always else (self.rows or {}).get(name)
+        if self.rows is not None and kind is None:
+            if not always:
+                return value
+            kind = "either"
+        if kind in ("list", "either") and isinstance(value, (list, tuple)):
             return _slice_items(name, value, batch, rows)
+        if kind == "second" and isinstance(value, Tensor):
+            return _slice_second(name, value, batch, rows)
         return self._slice_value(name, value, batch, rows)
 
     def _slice_value(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
@@ -181,6 +200,14 @@ def _slice_items(name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
     if len(value) != batch:
         raise InputError(f"argument {name!r} has {len(value)} entries and the batch {batch} rows; batched= names it")
     return value if rows is None else _as_before(value, [value[row] for row in rows.tolist()])
+
+
+def _slice_second(name: str, value: Tensor, batch: int, rows: Tensor | None) -> Tensor:
+    if value.ndim < 2 or value.shape[1] != batch:
+        raise InputError(
+            f"argument {name!r} has shape {tuple(value.shape)}; its second dimension is the batch of {batch}"
+        )
+    return value if rows is None else value.index_select(1, rows.to(value.device, non_blocking=True))
 
 
 def _as_before(value: Any, items: list[Any]) -> Any:

@@ -11,23 +11,23 @@ from typing import Any, Literal
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from cachepolicies import _plugins
+from cachepolicies._assembly import assemble
 from cachepolicies._call import Signature
-from cachepolicies._engine import Engine, EngineSettings
-from cachepolicies._errors import NeedsError, PolicyError, RunError, SettingsError
-from cachepolicies._host import DeclaredTimesteps, host_time, index_on
-from cachepolicies._output import OutputForm, form_of, tensor_of
+from cachepolicies._engine import EngineSettings
+from cachepolicies._errors import RunError, SettingsError
+from cachepolicies._host import DeclaredTimesteps, host_time
 from cachepolicies._policy import CachePolicy
 from cachepolicies._run import Call, Declaration, rounding_of
 from cachepolicies._settings import boolean, fraction, non_negative_int, one_of
 from cachepolicies._step import RunInfo
 from cachepolicies._substitute import Substitute
 from cachepolicies._trace import Trace
-from cachepolicies.profiles.load import load_profile
+from cachepolicies.adapters.base import Adapter
 from cachepolicies.profiles.match import check_profile
 from cachepolicies.profiles.schema import Profile
 from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
+from cachepolicies.sites.base import Invocation
 
 DEFAULT_BRANCH = "default"
 
@@ -75,6 +75,8 @@ class CachedDenoiser:
         profile: Profile | str | Path | None = None,
         scheduler: Scheduler | str | Any | None = None,
         substitute: str | Substitute = "hold",
+        site: str = "output",
+        adapter: Adapter | None = None,
         cfg: Literal["separate", "batched"] = "separate",
         branches: Literal["shared", "independent"] = "shared",
         per_sample: bool = True,
@@ -96,6 +98,10 @@ class CachedDenoiser:
             scheduler: the noise schedule in use, to check the profile against and to declare runs by their number of
                 steps: a registered name, a diffusers scheduler or its class, or a `Scheduler`.
             substitute: what stands in for a skipped evaluation: a registered name, a spec, or an object.
+            site: where the evaluation is cut: ``"output"``, which works with any callable; ``"blocks"``, the block
+                stack of a network whose class has an adapter; or the path of one submodule. Inside the network, a
+                wrapper around it names it by an attribute ``network``.
+            adapter: for ``site="blocks"``, instead of the one registered for the network's class.
             cfg: ``"batched"`` if the batch is doubled for guidance, ``cat([x, x])``: both rows of a sample then follow
                 one decision. ``"separate"`` otherwise; name the branch of every call.
             branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
@@ -111,33 +117,39 @@ class CachedDenoiser:
         Raises:
             UnknownNameError: unknown policy, scheduler, substitute or profile.
             SettingsError: a setting has an unknown name, a wrong type, or a value out of range.
-            NeedsError: the policy needs a profile or signals that were not provided.
+            NeedsError: the policy needs a profile or signals that were not provided, or the site is inside a network
+                that there is none of, or none that is known.
             ProfileError: the profile is not valid, or was calibrated for something else.
         """
         if not callable(model):
             raise SettingsError(f"model is a {type(model).__name__}; a denoiser is a callable f(x, t, ...)")
         options = CachedDenoiserOptions(cfg, branches, per_sample, audit, audit_seed)
         self.model = model
-        self._signature = Signature.of(model, x_name, t_name, batched)
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
         self._branch: str | None = None
-        self._forms: dict[str, OutputForm] = {}
-        loaded = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
-        self._engine = Engine(
-            _provided(_policy(policy, settings), loaded),
-            _substitute(substitute),
-            loaded,
-            EngineSettings(
+        assembly = assemble(
+            model,
+            policy,
+            settings,
+            profile=profile,
+            substitute=substitute,
+            site=site,
+            adapter=adapter,
+            engine_settings=lambda known: EngineSettings(
                 copies=2 if options.cfg == "batched" else 1,
                 per_sample=bool(options.per_sample),
                 shared_branches=options.branches == "shared",
                 audit=float(options.audit),
                 audit_seed=int(options.audit_seed),
             ),
-            self._profile_notes,
+            notes=self._profile_notes,
         )
-        if loaded is not None:
-            check_profile(loaded, model=model, scheduler=self._scheduler)
+        self._engine, self._site = assembly.engine, assembly.site
+        # the adapter knows the network's arguments, not those of a wrapper around it
+        rows = None if assembly.adapter is None or not isinstance(model, nn.Module) else assembly.adapter.rows
+        self._signature = Signature.of(model, x_name, t_name, batched, rows)
+        if self.profile is not None and self._scheduler is not None:
+            check_profile(self.profile, scheduler=self._scheduler)
 
     @property
     def policy(self) -> CachePolicy:
@@ -148,6 +160,11 @@ class CachedDenoiser:
     def substitute(self) -> Substitute:
         """What stands in for a skipped evaluation."""
         return self._engine.substitute
+
+    @property
+    def site(self) -> str:
+        """Where the evaluation is cut: ``"output"``, ``"blocks"`` or a submodule's path."""
+        return self._site.name
 
     @property
     def profile(self) -> Profile | None:
@@ -185,7 +202,7 @@ class CachedDenoiser:
 
     def reset(self) -> None:
         """Forget the run in progress and free what is cached. The trace stays."""
-        self._forms.clear()
+        self._site.reset()
         self._engine.reset()
 
     @contextmanager
@@ -216,7 +233,7 @@ class CachedDenoiser:
             try:
                 yield trace
             finally:
-                self._forms.clear()
+                self._site.reset()
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -254,34 +271,7 @@ class CachedDenoiser:
         if declaration is not None:
             level = declaration.snap(level, rounding_of(t))
         call = Call(x, level, name or DEFAULT_BRANCH, name is not None, self._signature.conditioning(args, kwargs))
-        slot = call.branch
-        slices = self._engine.slices(x.shape[0])
-
-        def evaluate(rows: Sequence[int] | None, audit: bool) -> Tensor:
-            if rows is None:
-                if slices:
-                    self._signature.check_rows(args, kwargs, x.shape[0])
-                output = self.model(*args, **kwargs)
-            else:
-                some, named = self._signature.slice(args, kwargs, x.shape[0], index_on(rows, x.device))
-                output = self.model(*some, **named)
-            prediction = tensor_of(output)
-            form = form_of(output)
-            if slices and form.extra_tensors:
-                raise RunError(
-                    "the denoiser returns further tensors beside its prediction, which cannot be merged row by row; "
-                    "use per_sample=False"
-                )
-            if not audit:
-                self._forms[slot] = form
-            return prediction
-
-        try:
-            prediction = self._engine.call(call, evaluate)
-        except BaseException:
-            self._forms.clear()
-            raise
-        return self._forms[slot].fill(prediction)
+        return self._site.serve(self._engine, call, Invocation(self.model, args, kwargs, self._signature, x))
 
     def to(self, *args: Any, **kwargs: Any) -> CachedDenoiser:
         """Move or cast the model as ``torch.nn.Module.to`` does, and return the wrapper."""
@@ -331,47 +321,3 @@ def _branch_name(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise SettingsError(f'branch is {name!r}; name a branch by a word, for example "cond"')
     return name
-
-
-def _policy(policy: str | CachePolicy, settings: dict[str, Any]) -> CachePolicy:
-    if isinstance(policy, str):
-        made: object = _plugins.policies().create(policy, **settings)
-    elif settings:
-        raise SettingsError(
-            f"settings {', '.join(sorted(settings))} were given beside a policy object; set them on the object, or "
-            "give the policy by name"
-        )
-    else:
-        made = policy
-    if not isinstance(made, CachePolicy) or isinstance(made, type):
-        raise PolicyError(f"policy {made!r} does not follow the CachePolicy contract; see cachepolicies.CachePolicy")
-    return made
-
-
-def _substitute(substitute: str | Substitute) -> Substitute:
-    made: object = _plugins.substitutes().create(substitute) if isinstance(substitute, str) else substitute
-    if not isinstance(made, Substitute) or isinstance(made, type):
-        raise PolicyError(f"substitute {made!r} does not follow the Substitute contract; see cachepolicies.Substitute")
-    if not isinstance(made.history, int) or made.history < 1:
-        raise PolicyError(f"substitute {made.name!r} asks for a history of {made.history!r}; it is an integer >= 1")
-    return made
-
-
-def _provided(policy: CachePolicy, profile: Profile | None) -> CachePolicy:
-    """Return the policy after checking that what it declares it needs is there."""
-    needs = policy.needs
-    if needs.signals:
-        raise NeedsError(
-            f"policy {policy.name!r} needs the signals {', '.join(sorted(needs.signals))} from inside the model, which "
-            "a wrapper around its output cannot supply"
-        )
-    wanted = sorted(needs.curves | needs.tables)
-    if wanted and profile is None:
-        raise NeedsError(
-            f"policy {policy.name!r} needs a profile with {', '.join(wanted)}, and none was given. Measure one with "
-            "`cachepolicies calibrate MODULE:FUNCTION --out my-profile.json` or cachepolicies.calibrate(model, "
-            'scheduler, samples), then pass profile="my-profile.json"; `cachepolicies profiles` lists those shipped'
-        )
-    if profile is not None:
-        profile.require(policy.name, wanted)
-    return policy

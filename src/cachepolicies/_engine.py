@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from cachepolicies._errors import CacheWarning, InputError, NeedsError, PolicyError, RunError
 from cachepolicies._guards import Peaks, guard, reader, remember
 from cachepolicies._host import index_on
-from cachepolicies._layout import Layout
+from cachepolicies._layout import Layout, equal_parts
 from cachepolicies._policy import CachePolicy, Decision
 from cachepolicies._reasons import SHAPE_CHANGED
 from cachepolicies._run import SHARED, Call, Declaration, Group, Run, check_declared
@@ -35,6 +35,23 @@ Evaluate = Callable[["Sequence[int] | None", bool], Tensor]
 The second argument says whether it is only an audit, of which nothing may be kept.
 """
 
+
+@frozen
+class Wanted:
+    """An evaluation that the engine asks for.
+
+    Attributes:
+        rows: the rows to evaluate, ``None`` for the whole batch.
+        audit: whether it is only to audit: nothing of it may be kept or handed out.
+    """
+
+    rows: tuple[int, ...] | None
+    audit: bool = False
+
+
+Exchange = Generator[Wanted, Tensor, Tensor]
+"""One call being served: yields what has to be evaluated, takes ``(rows, ...)``, and returns ``(B, ...)``."""
+
 FEW_STEPS = 5
 """Runs shorter than this have too few steps to gain from reuse."""
 
@@ -44,14 +61,15 @@ class EngineSettings:
     """How the engine treats batches and branches.
 
     Attributes:
-        copies: how often each sample stands in the batch (2 for a batch doubled for guidance).
+        copies: how often each sample stands in the batch (2 for a batch doubled for guidance), or ``None`` to see it
+            from the latent that a run begins with: as many equal parts as it has.
         per_sample: whether every sample decides for itself.
         shared_branches: whether branches at the same t follow one decision.
         audit: fraction of the reused calls that is evaluated all the same.
         audit_seed: seed of the choice of audited calls.
     """
 
-    copies: int = 1
+    copies: int | None = 1
     per_sample: bool = True
     shared_branches: bool = True
     audit: float = 0.0
@@ -95,9 +113,7 @@ class Engine:
         """
         if self._declaration is not None:
             raise RunError("a declared run is in progress on this denoiser; leave it before starting another")
-        self._close()
-        self._declaration = declaration
-        self.trace = self._new_trace()
+        self.begin(declaration)
         try:
             yield self.trace
             self._warn_if_pointless()
@@ -105,9 +121,25 @@ class Engine:
             self._declaration = None
             self.reset()
 
-    def slices(self, batch: int) -> bool:
-        """Whether a batch of this many rows may be evaluated in part."""
-        return self.policy.reuses and self.settings.per_sample and batch > self.settings.copies
+    def begin(self, declaration: Declaration | None) -> None:
+        """Begin a run whose end nobody announces: it lasts until the next `begin` or `end`.
+
+        Args:
+            declaration: what is known of it, or ``None`` to find out from the calls alone.
+        """
+        self.end()
+        self._declaration = declaration
+        self.trace = self._new_trace()
+
+    def end(self) -> None:
+        """End the run in progress, if there is one, and forget it. The trace stays."""
+        self._close()
+        self._declaration = None
+
+    @property
+    def slices(self) -> bool:
+        """Whether some rows of the batch may be evaluated without the others; known once a run has begun."""
+        return self.policy.reuses and self._run is not None and self._run.info.decisions > 1
 
     def reset(self) -> None:
         """Forget the run in progress. The trace stays."""
@@ -127,18 +159,39 @@ class Engine:
             InputError, RunError, NeedsError, PolicyError: see their messages. After any exception, from the model
                 too, nothing of the run is remembered.
         """
+        exchange = self.exchange(call)
+        answer: Tensor | None = None
         try:
-            return self._serve(call, evaluate)
+            while True:
+                try:
+                    wanted = next(exchange) if answer is None else exchange.send(answer)
+                except StopIteration as done:
+                    output: Tensor = done.value
+                    return output
+                answer = evaluate(wanted.rows, wanted.audit)
+        finally:
+            exchange.close()
+
+    def exchange(self, call: Call) -> Exchange:
+        """Serve one call by reverse communication, for a caller that evaluates in its own time.
+
+        `call` is this with a function that evaluates. A site inside the model cannot give one: the model's own forward
+        is under way, and what is asked for arrives when it has run on. Closed before it has returned, the exchange
+        counts as failed, and nothing of the run is remembered.
+        """
+        try:
+            return (yield from self._serve(call))
         except BaseException:
             self.reset()
             raise
 
-    def _serve(self, call: Call, evaluate: Evaluate) -> Tensor:
+    def _serve(self, call: Call) -> Exchange:
         peaks = Peaks(call.x) if self.policy.reuses else None
         run = self._enter(call, peaks)
         group = self._group(run, call.branch)
         info = run.info
-        step = Step(call.x.detach(), call.t, call.branch, info.index(call.t), info, reader(run))
+        index = info.index(call.t) if call.index is None else call.index
+        step = Step(call.x.detach(), call.t, call.branch, index, info, reader(run), call.signals)
         followed = group.decision if group.t == call.t and call.branch not in group.served else None
         if followed is None:
             wanted = self._decide(step, group.state)
@@ -146,7 +199,7 @@ class Engine:
         else:
             wanted = followed
         decision = wanted if peaks is None else guard(run, group, call, wanted, peaks)
-        output = self._carry_out(run, call, group.point, decision, evaluate, peaks)
+        output = yield from self._carry_out(run, call, group.point, decision, peaks)
         if followed is None:
             group.decision = decision
             group.state = self.policy.observe(step, decision, output, group.state)
@@ -155,7 +208,7 @@ class Engine:
                     group.refreshed[d] = group.point
         group.served.add(call.branch)
         run.remember(call, None if peaks is None else peaks.values)
-        audit = self._audited(info.layout, call, decision, output, evaluate)
+        audit = yield from self._audited(info.layout, call, decision, output)
         self._record(call, decision, followed is None, step.index, audit)
         return output
 
@@ -178,7 +231,8 @@ class Engine:
         elif self.policy.needs.run_length:
             raise NeedsError(
                 f"policy {self.policy.name!r} with these settings needs the run length; call the denoiser inside "
-                "`with denoiser.run(timesteps=...):`"
+                "`with denoiser.run(timesteps=...):`. In place, a pipeline's scheduler tells it; for a module alone: "
+                "`with enabled.run(timesteps=...):`, or `model.cache_context(name, step_index=, num_inference_steps=)`"
             )
         else:
             self._note_rising_t(run, call)
@@ -190,19 +244,21 @@ class Engine:
 
     def _begin(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str]) -> Run:
         x, settings = call.x, self.settings
-        if x.shape[0] % settings.copies:
+        copies = equal_parts(x) if settings.copies is None else settings.copies
+        if x.shape[0] % copies:
             raise InputError(
-                f"x has {x.shape[0]} rows, which is no multiple of the {settings.copies} guidance rows of a sample; "
+                f"x has {x.shape[0]} rows, which is no multiple of the {copies} guidance rows of a sample; "
                 'use cfg="separate", or pass the doubled batch'
             )
         info = RunInfo(
             first_t=call.t,
             timesteps=None if declaration is None else declaration.timesteps,
-            layout=Layout(x.shape[0], settings.copies, settings.per_sample),
+            layout=Layout(x.shape[0], copies, settings.per_sample),
             shape=tuple(x.shape),
             dtype=x.dtype,
             device=x.device,
             profile=self.profile,
+            announced_steps=None if declaration is None else declaration.announced_steps,
         )
         self._audit = random.Random(settings.audit_seed)
         for note in self._notes(info):
@@ -227,10 +283,10 @@ class Engine:
 
     def _warn_if_pointless(self) -> None:
         trace, declaration = self.trace, self._declaration
-        if not self.policy.reuses or trace.calls < 2:
+        if not self.policy.reuses or len({record.t for record in trace.records}) < 2:
             return
-        if declaration is not None and len(declaration.timesteps) < FEW_STEPS:
-            steps = len(declaration.timesteps)
+        steps = None if declaration is None else declaration.num_steps
+        if steps is not None and steps < FEW_STEPS:
             self._warn("few steps", f"a run of {steps} steps has too few to gain much from reuse")
         elif all(all(record.evaluated) for record in trace.records):
             why = ", ".join(f"{reason} ({n})" for reason, n in list(trace.reasons().items())[:3])
@@ -286,12 +342,11 @@ class Engine:
         call: Call,
         point: int,
         decision: Decision,
-        evaluate: Evaluate,
         peaks: Peaks | None,
-    ) -> Tensor:
+    ) -> Exchange:
         layout, batch = run.info.layout, run.info.layout.rows
         if not any(decision.reuse):
-            output = _checked(evaluate(None, False), batch)
+            output = _checked((yield Wanted(None)), batch)
             if peaks is not None:
                 remember(run, call, point, output, None, peaks, self.substitute.history)
             return output
@@ -299,7 +354,7 @@ class Engine:
         output = self._substituted(call.t, history)
         rows = layout.select([not reuse for reuse in decision.reuse])
         if rows:
-            fresh = _checked(evaluate(rows, False), len(rows))
+            fresh = _checked((yield Wanted(tuple(rows))), len(rows))
             if fresh.shape[1:] != output.shape[1:] or fresh.dtype != output.dtype:
                 raise InputError(
                     f"the denoiser returned {tuple(fresh.shape)} {fresh.dtype} for {len(rows)} of {batch} rows, and "
@@ -327,20 +382,20 @@ class Engine:
     # -- recording ----------------------------------------------------------------------------------------------
 
     def _audited(
-        self, layout: Layout, call: Call, decision: Decision, output: Tensor, evaluate: Evaluate
-    ) -> AuditRecord | None:
+        self, layout: Layout, call: Call, decision: Decision, output: Tensor
+    ) -> Generator[Wanted, Tensor, AuditRecord | None]:
         """Evaluate a reused call after all, if the draw says so; nothing but the trace learns of it."""
         if not self.settings.audit or not any(decision.reuse) or self._audit.random() >= self.settings.audit:
             return None
         rows = layout.select(decision.reuse)
         devices = [call.x.device] if call.x.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            true = _checked(evaluate(None if len(rows) == layout.rows else rows, True), len(rows))
+            true = _checked((yield Wanted(None if len(rows) == layout.rows else tuple(rows), audit=True)), len(rows))
         held = output if len(rows) == layout.rows else output.index_select(0, index_on(rows, output.device))
         errors = [math.nan] * layout.rows
         for row, error in zip(rows, row_rms(difference(true, held.detach())).tolist(), strict=True):
             errors[row] = error
-        return AuditRecord(layout.pool_rms(errors), decision.score)
+        return AuditRecord(layout.pool_rms(errors), decision.score if decision.score_is_change else None)
 
     def _record(
         self, call: Call, decision: Decision, leads: bool, index: int | None, audit: AuditRecord | None

@@ -7,9 +7,9 @@ host memory costs nothing of the kind. Everything the engine reads goes through 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from attrs import frozen
 from torch import Tensor
 
 from cachepolicies._errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def visible(tensor: Tensor) -> bool:
@@ -90,7 +93,9 @@ def host_time(t: object, batch: int, declared: DeclaredTimesteps | None = None) 
     """Return the noise level of a call as a number.
 
     Args:
-        t: a number, or a tensor of shape ``()``, ``(1,)`` or ``(B,)`` with one value.
+        t: a number, or a tensor of shape ``()``, ``(1,)`` or ``(B,)`` with one value; or ``(B, ...)`` with one for
+            every token of a sample, of which the largest counts: the others belong to tokens that are given, not
+            sampled.
         batch: rows of the latent.
         declared: the run's declared timesteps, if any.
 
@@ -113,14 +118,25 @@ def host_time(t: object, batch: int, declared: DeclaredTimesteps | None = None) 
 
 
 def _tensor_time(t: Tensor, batch: int, declared: DeclaredTimesteps | None) -> float:
-    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, batch)):
-        raise InputError(f"t has shape {tuple(t.shape)} and x has {batch} rows; t is a number, (1,) or ({batch},)")
+    if t.ndim >= 1 and (t.shape[0] not in (1, batch) or not t.numel()):
+        raise InputError(
+            f"t has shape {tuple(t.shape)} and x has {batch} rows; t is a number, (1,) or ({batch},), or "
+            f"({batch}, ...) with one value a token"
+        )
     known = declared.recognise(t) if declared is not None else None
     if known is not None:
         return known
+    if t.ndim > 1:
+        t = t.flatten(1).amax(dim=1)
     one_value = t.ndim == 0 or t.shape[0] == 1 or t.stride(0) == 0
     values = (t.reshape(-1)[:1] if one_value else t).tolist()
     first = float(values[0])
     if any(v != first for v in values) and math.isfinite(first):
         raise InputError(f"t differs between the rows of one call: {values}; call once for every noise level")
     return first
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function such that ``torch.compile`` leaves it to Python, and still compiles what it calls."""
+    made: Callable[P, R] = torch.compiler.disable(function, recursive=False)  # type: ignore[no-untyped-call]
+    return made

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from attrs import field, frozen
+from torch import Tensor
+
+_MOST_COPIES = 4
+"""Guidance passes that a pipeline puts into one batch: unconditional, conditional, perturbed, and one more."""
 
 
 @frozen
@@ -50,3 +55,17 @@ class Layout:
         if self.decisions == self.rows:
             return [r for r, chosen in enumerate(mask) if chosen]
         return sorted(r for d, chosen in enumerate(mask) if chosen for r in self._rows_of[d])
+
+
+def equal_parts(x: Tensor) -> int:
+    """Return into how many equal parts a latent ``(B, ...)`` splits: 2 for ``cat([x, x])``, 1 if the rows differ.
+
+    The largest such number up to 4. Compares values, which waits for the device.
+    """
+    rows = x.shape[0]
+    for parts in range(min(_MOST_COPIES, rows), 1, -1):
+        if rows % parts == 0:
+            first, *others = x.detach().chunk(parts)
+            if all(torch.equal(first, other) for other in others):
+                return parts
+    return 1

@@ -22,12 +22,14 @@ from cachepolicies._registry import Entry, Registry, Source, make_entry
 if TYPE_CHECKING:
     from cachepolicies._policy import CachePolicy
     from cachepolicies._substitute import Substitute
+    from cachepolicies.adapters.base import Adapter
     from cachepolicies.schedulers.base import Scheduler
 
 TRACE_VARIABLE = "CACHEPOLICIES_TRACE_PLUGINS"
 BLOCK_VARIABLE = "CACHEPOLICIES_BLOCK_PLUGINS"
 
 _HOOKS = {
+    "adapter": "cachepolicies_register_adapters",
     "policy": "cachepolicies_register_policies",
     "scheduler": "cachepolicies_register_schedulers",
     "substitute": "cachepolicies_register_substitutes",
@@ -58,12 +60,14 @@ class Plugins:
     """What loading the plugins gave.
 
     Attributes:
+        adapters: names of model classes to adapters.
         policies: names to policies.
         schedulers: names to schedulers.
         substitutes: names to substitutes.
         failures: the plugins that were left out, in the order of loading.
     """
 
+    adapters: Registry[Adapter]
     policies: Registry[CachePolicy]
     schedulers: Registry[Scheduler]
     substitutes: Registry[Substitute]
@@ -112,6 +116,11 @@ def load_plugins(*, refresh: bool = False) -> Plugins:
     return loaded
 
 
+def adapters() -> Registry[Adapter]:
+    """Return the registry of adapters; see `load_plugins`."""
+    return load_plugins().adapters
+
+
 def policies() -> Registry[CachePolicy]:
     """Return the registry of policies; see `load_plugins`."""
     return load_plugins().policies
@@ -142,7 +151,9 @@ def _load() -> Plugins:
             _trace(f"{source} failed", error)
     failed = tuple(dict.fromkeys(failure.source.distribution for failure in failures))
     complete = {kind: evolve(registry, failed=failed) for kind, registry in registries.items()}
-    return Plugins(complete["policy"], complete["scheduler"], complete["substitute"], tuple(failures))
+    return Plugins(
+        complete["adapter"], complete["policy"], complete["scheduler"], complete["substitute"], tuple(failures)
+    )
 
 
 def _add(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from attrs import field, frozen
 from torch import Tensor
 
 from cachepolicies._step import RunInfo, Step
+
+if TYPE_CHECKING:
+    from cachepolicies.profiles.schema import Profile
 
 
 def _names(values: Iterable[str]) -> frozenset[str]:
@@ -39,15 +42,18 @@ class Decision:
     Attributes:
         reuse: ``True`` where the substitute stands in for the evaluation.
         reason: why, one short phrase each.
-        score: predicted RMS change of the output since the last refresh, or ``None`` if the policy has no such
-            estimate; ``nan`` where there is nothing to compare with.
+        score: the policy's estimate, or ``None`` if it has none; ``nan`` where there is nothing to compare with. Most
+            often the predicted RMS change of the output since the last refresh.
         tolerance: what the score was compared with, or ``None``.
+        score_is_change: whether the score is such an RMS change, which an audit can be compared with; ``False`` for an
+            estimate in units of its own.
     """
 
     reuse: tuple[bool, ...]
     reason: tuple[str, ...]
     score: tuple[float, ...] | None = None
     tolerance: tuple[float, ...] | None = None
+    score_is_change: bool = True
 
     @classmethod
     def same(cls, reuse: bool, reason: str, decisions: int) -> Decision:
@@ -115,5 +121,25 @@ class CachePolicy(Protocol):
 
         Returns:
             The next state.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesFromProfile(Protocol):
+    """A policy that leaves settings open for the profile to fill in; optional, beside `CachePolicy`."""
+
+    def bind(self, profile: Profile | None) -> CachePolicy:
+        """Return the policy with what it takes from the profile filled in; called once, at set-up.
+
+        Settings that were given stay as they are. The returned policy's ``needs`` and ``reuses`` are final: they are
+        read after this call only. Binding again changes nothing.
+
+        Args:
+            profile: what calibration measured or the authors published, or ``None`` if none was given.
+
+        Raises:
+            NeedsError: something is missing from both the settings and the profile; says what and how to get it.
+            ProfileError: the profile's default settings are not valid for this policy.
         """
         ...

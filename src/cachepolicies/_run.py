@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,21 +27,32 @@ class Declaration:
     """What the caller said of a run before it began.
 
     Attributes:
-        given: the timesteps as given.
-        timesteps: the noise levels in order of visit, without repeats.
+        given: the timesteps as given, or ``None`` where only their number was announced.
+        announced_steps: number of steps, where the caller counts them itself and gives the index with every call.
+        timesteps: the noise levels in order of visit, without repeats; ``None`` where they were not given.
     """
 
-    given: DeclaredTimesteps
-    timesteps: tuple[float, ...] = field(init=False)
+    given: DeclaredTimesteps | None
+    announced_steps: int | None = None
+    timesteps: tuple[float, ...] | None = field(init=False)
 
     @timesteps.default
-    def _levels(self) -> tuple[float, ...]:
+    def _levels(self) -> tuple[float, ...] | None:
         # By noise level, not by position: a sampler that jumps back (RePaint) visits a level several times.
+        if self.given is None:
+            return None
         rising = direction_of(self.given.values) > 0
         return tuple(sorted(set(self.given.values), reverse=not rising))
 
+    @property
+    def num_steps(self) -> int | None:
+        """Number of steps, as far as it was said."""
+        return self.announced_steps if self.timesteps is None else len(self.timesteps)
+
     def snap(self, t: float, rounding: float) -> float:
         """Return the declared timestep that ``t`` is, up to relative rounding of its dtype; else t itself."""
+        if self.timesteps is None:
+            return t
         nearest = min(self.timesteps, key=lambda level: abs(level - t))
         return nearest if abs(nearest - t) <= rounding * max(abs(nearest), abs(t)) else t
 
@@ -56,6 +67,8 @@ class Call:
         branch: name of the branch.
         labelled: whether the caller named the branch.
         conditioning: every argument but x and t, to tell apart calls at the same point.
+        index: step of the run, where the caller knows it; otherwise it is found from t.
+        signals: ``(B, ...)`` values from inside the model, by name.
     """
 
     x: Tensor
@@ -63,6 +76,8 @@ class Call:
     branch: str
     labelled: bool
     conditioning: tuple[Any, ...]
+    index: int | None = None
+    signals: Mapping[str, Tensor] = field(factory=dict)
 
 
 @frozen(eq=False)
@@ -163,7 +178,7 @@ class Run:
         mark = _mark(call, peaks)
         if last.mark.shape != mark.shape or not torch.equal(last.mark, mark):
             return
-        if _differs(last.conditioning, call.conditioning):
+        if differs(last.conditioning, call.conditioning):
             raise RunError(
                 f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning. If these "
                 'are guidance branches, name them: denoiser(x, t, ..., branch="cond") and branch="uncond"; if they '
@@ -176,7 +191,7 @@ class Run:
         if peaks is None or call.labelled or not call.conditioning:
             self.last_calls[call.branch] = LastCall(call.t, None, ())
         else:
-            self.last_calls[call.branch] = LastCall(call.t, _mark(call, peaks), _weak(call.conditioning))
+            self.last_calls[call.branch] = LastCall(call.t, _mark(call, peaks), weakly(call.conditioning))
 
 
 def check_declared(declaration: Declaration, t: float) -> None:
@@ -187,6 +202,8 @@ def check_declared(declaration: Declaration, t: float) -> None:
     Raises:
         RunError: it does not; most often the units differ.
     """
+    if declaration.timesteps is None:
+        return
     low, high = min(declaration.timesteps), max(declaration.timesteps)
     if not low <= t <= high + 0.5 * abs(high):
         first, last = declaration.timesteps[0], declaration.timesteps[-1]
@@ -200,21 +217,47 @@ def _mark(call: Call, peaks: Tensor) -> Tensor:
     return torch.stack([peaks.float(), row_rms(call.x.detach()).float()])
 
 
-def _weak(value: Any) -> Any:
+def weakly(value: Any) -> Any:
     """Return the value with weak references in the place of its tensors."""
     if isinstance(value, Tensor):
         return weakref.ref(value)
     if isinstance(value, dict):
-        return {key: _weak(item) for key, item in value.items()}
+        return {key: weakly(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return tuple(_weak(item) for item in value)
+        return tuple(weakly(item) for item in value)
     return value
 
 
-def _differs(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+def differs(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Return whether conditioning differs: first by identity, then by value; ``a`` may hold weak references."""
     if len(a) != len(b):
         return True
     return any(_item_differs(p, q) for p, q in zip(a, b, strict=True))
+
+
+def same_objects(known: tuple[Any, ...], conditioning: tuple[Any, ...]) -> bool:
+    """Return whether conditioning consists of the very same tensors and equal plain values; reads no tensor.
+
+    Args:
+        known: as `weakly` keeps it.
+        conditioning: of a call.
+    """
+    if len(known) != len(conditioning):
+        return False
+    return all(_same_object(p, q) for p, q in zip(known, conditioning, strict=True))
+
+
+def _same_object(p: Any, q: Any) -> bool:
+    p = p() if isinstance(p, weakref.ref) else p
+    if p is q:
+        return True
+    if isinstance(p, Tensor) or isinstance(q, Tensor):
+        return False
+    if isinstance(p, dict) and isinstance(q, dict):
+        return p.keys() == q.keys() and all(_same_object(p[key], q[key]) for key in p)
+    if isinstance(p, (list, tuple)) and isinstance(q, (list, tuple)):
+        return same_objects(tuple(p), tuple(q))
+    return type(p) is type(q) and bool(p == q)
 
 
 def _item_differs(p: Any, q: Any) -> bool:
@@ -229,7 +272,7 @@ def _item_differs(p: Any, q: Any) -> bool:
     if isinstance(p, dict) and isinstance(q, dict):
         return p.keys() != q.keys() or any(_item_differs(p[key], q[key]) for key in p)
     if isinstance(p, (list, tuple)) and isinstance(q, (list, tuple)):
-        return _differs(tuple(p), tuple(q))
+        return differs(tuple(p), tuple(q))
     return bool(type(p) is not type(q) or p != q)
 
 

@@ -36,6 +36,7 @@ class RunInfo:
         dtype: of the latent.
         device: of the latent.
         profile: what calibration measured, or ``None``.
+        announced_steps: number of steps, where the caller knows it without the timesteps.
     """
 
     first_t: float
@@ -45,6 +46,7 @@ class RunInfo:
     dtype: torch.dtype
     device: torch.device
     profile: Profile | None = None
+    announced_steps: int | None = None
     _keys: tuple[float, ...] = field(init=False, repr=False)
     _slack: float = field(init=False, repr=False)
 
@@ -70,8 +72,8 @@ class RunInfo:
 
     @property
     def num_steps(self) -> int | None:
-        """Number of steps, or ``None`` when the run was not declared."""
-        return None if self.timesteps is None else len(self.timesteps)
+        """Number of steps, or ``None`` when neither the timesteps nor their number were declared."""
+        return self.announced_steps if self.timesteps is None else len(self.timesteps)
 
     def index(self, t: float) -> int | None:
         """Return the step that t lies in, from the declared timesteps; ``None`` when the run was not declared.
@@ -123,6 +125,12 @@ class Step:
     run: RunInfo
     _read: HostRead = field(repr=False)
     signals: Mapping[str, Tensor] = field(factory=dict)
+
+    def in_first(self, fraction: float) -> bool:
+        """Return whether the step lies in the first ``fraction`` of the run; see `RunInfo.in_first`."""
+        if self.index is not None and self.run.num_steps is not None:
+            return self.index < round(fraction * self.run.num_steps)
+        return self.run.in_first(fraction, self.t)
 
     def rms(self, values: Tensor) -> tuple[float, ...]:
         """Return the RMS of ``values`` ``(B, ...)`` for each decision, read on the host in one synchronisation."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +25,7 @@ class AuditRecord:
     Attributes:
         true_error: RMS difference between the evaluation and the substitute, by decision; ``nan`` where the decision
             was to evaluate.
-        predicted_error: the policy's score there, or ``None``.
+        predicted_error: the policy's score there, or ``None`` where it is no RMS change.
     """
 
     true_error: tuple[float, ...]
@@ -197,6 +198,20 @@ class Trace:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get()
+
+
+def joined(traces: Sequence[tuple[str, Trace]]) -> Trace:
+    """Return the traces of several denoisers of one pipeline as one, a single one as it is.
+
+    Args:
+        traces: name and trace of each, in the order in which they serve a run; the name goes in front of the branch.
+    """
+    if len(traces) == 1:
+        return traces[0][1]
+    first = traces[0][1]
+    records = [evolve(record, branch=f"{name} {record.branch}") for name, trace in traces for record in trace.records]
+    notes = [f"{name}: {note}" for name, trace in traces for note in trace.notes]
+    return Trace(first.policy, first.substitute, records, notes)
 
 
 def _span(values: tuple[float, ...] | None) -> str:

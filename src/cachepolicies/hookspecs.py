@@ -14,8 +14,9 @@ Its distribution announces it in the entry-point group ``cachepolicies``::
     def cachepolicies_register_policies(register: Register) -> None:
         register("my-policy", MyPolicy)
 
-The built-in policies, schedulers and substitutes are registered in this way too. Hooks serve set-up only: they are
-called once a process, when a name is first looked up, and never while sampling. A plugin is taken as a whole or not at
+The built-in adapters, policies, schedulers and substitutes are registered in this way too. Hooks serve set-up only:
+they are called once a process, when a name is first looked up, and never while sampling. A plugin is taken as a whole
+or not at
 all: when its import, one of its hooks or one of its names fails, it is reported as failed and registers nothing.
 """
 
@@ -64,6 +65,19 @@ def lazy(target: str) -> LazyFactory:
         PluginError: the target has another form.
     """
     return LazyFactory(target)
+
+
+@hookspec
+def cachepolicies_register_adapters(register: Register) -> None:
+    """Register adapters: where the block stack of a model class is, and what can be seen on the way to it.
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every model class and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name of the model class, the factory (``factory()`` returns a
+            `cachepolicies.adapters.Adapter`) and a summary. Subclasses are served by their nearest base class.
+    """
 
 
 @hookspec

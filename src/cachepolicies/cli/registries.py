@@ -1,4 +1,4 @@
-"""``cachepolicies policies``, ``schedulers`` and ``substitutes``: what is registered, and which plugins failed."""
+"""``cachepolicies adapters``, ``policies``, ``schedulers``, ``substitutes``: what is registered, and what failed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ _PIPED_WIDTH = 200
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
+def adapters(as_json: AsJson = False) -> None:
+    """List the adapters: model classes whose block stack is known."""
+    loaded = _load()
+    _print("adapters", loaded.adapters, loaded.failures, as_json)
+
+
 def policies(as_json: AsJson = False) -> None:
     """List the policies: when an evaluation may be skipped."""
     loaded = _load()
@@ -42,8 +48,8 @@ def substitutes(as_json: AsJson = False) -> None:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the three commands to the application."""
-    for command in (policies, schedulers, substitutes):
+    """Add the commands to the application."""
+    for command in (adapters, policies, schedulers, substitutes):
         app.command()(command)
 
 

@@ -1,7 +1,9 @@
 """Policies: when an evaluation may be skipped, one file each."""
 
+from cachepolicies.policies.magcache import MagCache as MagCache
 from cachepolicies.policies.never import Never as Never
 from cachepolicies.policies.sencache import SenCache as SenCache
+from cachepolicies.policies.teacache import TeaCache as TeaCache
 from cachepolicies.policies.uniform import Uniform as Uniform
 
-__all__ = ["Never", "SenCache", "Uniform"]
+__all__ = ["MagCache", "Never", "SenCache", "TeaCache", "Uniform"]

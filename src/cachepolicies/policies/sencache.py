@@ -16,6 +16,7 @@ from cachepolicies._reasons import NOTHING_TO_REUSE
 from cachepolicies._settings import fraction, non_negative, non_negative_int, one_of
 from cachepolicies._step import RunInfo, Step
 from cachepolicies._units import difference
+from cachepolicies.policies._comparison import COMPARISONS, Comparison, within
 
 WITHIN = "score within tolerance"
 ABOVE = "score above tolerance"
@@ -72,6 +73,8 @@ class SenCache:
         protect_last: this many steps at the end are always evaluated; needs a declared run.
         interpolation: how the profile is read between calibrated timesteps: ``"linear"``, or ``"nearest"`` as in the
             authors' code.
+        comparison: ``"<="`` as in the paper, or ``"<"`` as in the authors' code, which evaluates at a score that equals
+            the tolerance.
     """
 
     name: ClassVar[str] = "sencache"
@@ -83,6 +86,7 @@ class SenCache:
     protect_first: int = field(default=0, validator=non_negative_int)
     protect_last: int = field(default=0, validator=non_negative_int)
     interpolation: Literal["linear", "nearest"] = field(default="linear", validator=one_of("linear", "nearest"))
+    comparison: Comparison = field(default="<=", validator=one_of(*COMPARISONS))
 
     @property
     def needs(self) -> Needs:
@@ -117,7 +121,7 @@ class SenCache:
         epsilon = float(given) if isinstance(given, Real) else math.nan
         if not 0 <= epsilon < math.inf:
             raise SettingsError(f"sencache: epsilon({step.t:g}) returned {given!r}; a tolerance is finite and >= 0")
-        if step.run.in_first(self.start_fraction, step.t):
+        if step.in_first(self.start_fraction):
             return min(self.epsilon_start, epsilon)
         return epsilon
 
@@ -169,6 +173,6 @@ class SenCache:
     def _reason(self, score: float, epsilon: float, reused: int) -> str:
         if epsilon == 0:
             return ZERO
-        if not score <= epsilon:  # also where the score is not a number
+        if not within(score, epsilon, self.comparison):  # also where the score is not a number
             return ABOVE
         return WITHIN if reused < self.max_reuse else STREAK

@@ -1,4 +1,4 @@
-"""Profiles: what calibration measured for one (model, scheduler), as a file; read, find, match, show."""
+"""Profiles: what calibration measured or authors published for one model, as a file; read, find, match, show."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from cachepolicies.profiles.match import check_profile as check_profile
 from cachepolicies.profiles.match import config_hash as config_hash
 from cachepolicies.profiles.match import model_class_name as model_class_name
 from cachepolicies.profiles.match import weights_hash as weights_hash
+from cachepolicies.profiles.plot import plot_magnitude_ratios as plot_magnitude_ratios
+from cachepolicies.profiles.plot import plot_polynomial as plot_polynomial
 from cachepolicies.profiles.plot import plot_sensitivities as plot_sensitivities
 from cachepolicies.profiles.schema import Curve as Curve
 from cachepolicies.profiles.schema import Interpolation as Interpolation
 from cachepolicies.profiles.schema import ModelInfo as ModelInfo
+from cachepolicies.profiles.schema import Origin as Origin
+from cachepolicies.profiles.schema import Polynomial as Polynomial
 from cachepolicies.profiles.schema import Profile as Profile
+from cachepolicies.profiles.schema import Recommendation as Recommendation
 from cachepolicies.profiles.schema import SchedulerInfo as SchedulerInfo
 from cachepolicies.profiles.summary import summarise as summarise
 
@@ -22,12 +27,17 @@ __all__ = [
     "Curve",
     "Interpolation",
     "ModelInfo",
+    "Origin",
+    "Polynomial",
     "Profile",
+    "Recommendation",
     "SchedulerInfo",
     "check_profile",
     "config_hash",
     "load_profile",
     "model_class_name",
+    "plot_magnitude_ratios",
+    "plot_polynomial",
     "plot_sensitivities",
     "read_profile",
     "save_profile",

@@ -1,4 +1,13 @@
-"""One profile, one JSON file; large tables in a safetensors file of the same stem beside it."""
+"""One profile, one JSON file; large tables in a safetensors file of the same stem beside it.
+
+The field ``tables`` of the JSON is null without tables. For a measured profile it names the safetensors file, with its
+sha256 and the shapes. For a published one it holds the tables themselves, small and to be read by people:
+``{"inline": {name: {"shape": [...], "dtype": "float64", "values": [...]}}}``, the values in C order.
+
+Version 2 added the fields ``origin``, ``stated_steps``, ``polynomials``, ``settings``, ``recommended``, ``source`` and
+``irregularities``, the value null in what a published profile does not know, and inline tables. A file of version 1 has
+none of them and is read as a measured profile without; it is written again as version 2.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +31,20 @@ from cattrs.gen import make_dict_unstructure_fn, override
 from cachepolicies._errors import ProfileError
 from cachepolicies.profiles.schema import FORMAT_VERSION, RECALIBRATE, Array, Profile
 
+OLD_VERSION = 1
+"""The earlier version that is still read."""
+
+_NEW_FIELDS: Mapping[str, Any] = {
+    "origin": "measured",
+    "stated_steps": None,
+    "polynomials": {},
+    "settings": {},
+    "recommended": [],
+    "source": {},
+    "irregularities": [],
+}
+"""What a file of the earlier version says without saying it."""
+
 FORMAT = "cachepolicies-profile"
 """Value of ``format`` in the JSON file."""
 
@@ -33,8 +57,9 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
 
     Args:
         profile: what to write.
-        path: the JSON file, with suffix ``.json``; its folder is created. Tables go into the file of the same stem
-            with suffix ``.safetensors``, whose sha256 the JSON holds.
+        path: the JSON file, with suffix ``.json``; its folder is created. The tables of a measured profile go into
+            the file of the same stem with suffix ``.safetensors``, whose sha256 the JSON holds; those of a published
+            one into the JSON.
 
     Returns:
         The path of the JSON file.
@@ -49,7 +74,8 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     beside = target.with_suffix(".safetensors")
     document: dict[str, Any] = {"format": FORMAT, **_converter().unstructure(profile)}
     stale = beside.exists() and _is_tables_file(beside)
-    if profile.tables:
+    apart = bool(profile.tables) and profile.origin == "measured"
+    if apart:
         if beside.exists() and not stale:
             raise ProfileError(
                 f"{beside}: would be overwritten, but does not hold the tables of a profile; choose another name"
@@ -63,15 +89,16 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
         }
         write_atomically(beside, content)
     else:
-        document["tables"] = None
+        inline = {name: _inline(table) for name, table in sorted(profile.tables.items())}
+        document["tables"] = {"inline": inline} if inline else None
     write_atomically(target, _dump(document).encode())
-    if stale and not profile.tables:
+    if stale and not apart:
         beside.unlink()
     return target
 
 
 def read_profile(path: str | Path) -> Profile:
-    """Read a profile and check all of it.
+    """Read a profile of this version or of version 1, and check all of it.
 
     Args:
         path: the JSON file.
@@ -88,9 +115,11 @@ def read_profile(path: str | Path) -> Profile:
     try:
         if raw.pop("format", None) != FORMAT:
             raise ProfileError(f"field 'format' is not {FORMAT!r}: this is no profile; {RECALIBRATE}")
+        if raw.get("version") == OLD_VERSION:
+            raw = _from_old_version(raw)
         if raw.get("version") != FORMAT_VERSION:
             raise ProfileError(
-                f"field 'version' is {raw.get('version')!r}, this library reads {FORMAT_VERSION}; "
+                f"field 'version' is {raw.get('version')!r}, this library reads {OLD_VERSION} and {FORMAT_VERSION}; "
                 "update cachepolicies, or calibrate again"
             )
         missing = sorted({a.name for a in attrs.fields(Profile)} - raw.keys())
@@ -116,13 +145,15 @@ def is_profile(path: Path) -> bool:
 
 
 def tables_file(path: Path) -> str | None:
-    """Return the name of the tables file that a profile's JSON refers to, None if it has no tables.
+    """Return the name of the tables file that a profile's JSON refers to, None if it has no tables or holds them.
 
     Raises:
         ProfileError: the JSON cannot be read, or the reference is not the name of a file beside it.
     """
     reference = _read_json(path).get("tables")
-    return None if reference is None else _tables_name(reference, path.with_suffix(".safetensors").name)
+    if reference is None or _is_inline(reference):
+        return None
+    return _tables_name(reference, path.with_suffix(".safetensors").name)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -168,9 +199,43 @@ def _tables_name(reference: Any, expected: str) -> str:
     return name
 
 
+def _from_old_version(raw: dict[str, Any]) -> dict[str, Any]:
+    early = [name for name in _NEW_FIELDS if name in raw]
+    if early:
+        raise ProfileError(f"field {early[0]!r} is not part of version {OLD_VERSION} of the format; {RECALIBRATE}")
+    return {**raw, **_NEW_FIELDS, "version": FORMAT_VERSION}
+
+
+def _is_inline(reference: Any) -> bool:
+    return isinstance(reference, dict) and "inline" in reference
+
+
+def _inline(table: Array) -> dict[str, Any]:
+    return {"shape": list(table.shape), "dtype": str(table.dtype), "values": table.reshape(-1).tolist()}
+
+
+def _read_inline(tables: Any) -> dict[str, Array]:
+    if not isinstance(tables, dict):
+        raise ProfileError(f"field 'tables.inline' is a {type(tables).__name__}, not an object; {RECALIBRATE}")
+    found = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or table.keys() != {"shape", "dtype", "values"}:
+            raise ProfileError(f"field 'tables.inline.{name}' has not exactly the keys shape, dtype and values")
+        try:
+            array = np.array(table["values"], dtype=table["dtype"]).reshape(table["shape"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ProfileError(f"field 'tables.inline.{name}' is no table ({error}); {RECALIBRATE}") from error
+        found[name] = array
+    return found
+
+
 def _read_tables(source: Path, reference: Any) -> dict[str, Array]:
     if reference is None:
         return {}
+    if _is_inline(reference):
+        if reference.keys() != {"inline"}:
+            raise ProfileError(f"field 'tables' has 'inline' and other keys: {sorted(reference)}; {RECALIBRATE}")
+        return _read_inline(reference["inline"])
     path = source.with_name(_tables_name(reference, source.with_suffix(".safetensors").name))
     unknown = reference.keys() - {"file", "sha256", "arrays"}
     if unknown:
@@ -237,6 +302,7 @@ def _converter() -> cattrs.Converter:
     for kind, accepted in ((int, (int,)), (float, (int, float)), (str, (str,))):
         converter.register_structure_hook(kind, _strict(kind, accepted))
     converter.register_structure_hook_func(_is_array, _structure_array)
+    converter.register_structure_hook_func(_is_plain_mapping, lambda value, _: value)  # checked by the records
     converter.register_unstructure_hook_func(_is_array, lambda array: array.tolist())
     converter.register_unstructure_hook(
         Profile, make_dict_unstructure_fn(Profile, converter, tables=override(omit=True))
@@ -246,6 +312,10 @@ def _converter() -> cattrs.Converter:
 
 def _is_array(kind: Any) -> bool:
     return kind is np.ndarray or getattr(kind, "__origin__", None) is np.ndarray
+
+
+def _is_plain_mapping(kind: Any) -> bool:
+    return kind in (Mapping[str, Any], Mapping[str, Mapping[str, Any]])
 
 
 def _dump(document: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ def check_profile(
 ) -> tuple[str, ...]:
     """Refuse a profile that was calibrated for something else; note the differences that are allowed.
 
-    Only what is given is checked. Weights are not hashed here: that would read all of them at every set-up.
+    Only what is given is checked; what a published profile does not say cannot be, which is noted.
+    Weights are not hashed here: that would read all of them at every set-up.
 
     Args:
         profile: the profile to be used.
@@ -58,21 +59,25 @@ def check_profile(
         _check_model(profile, model, notes)
     if scheduler is not None:
         _check_scheduler(profile, scheduler, notes)
-    if latent_shape is not None and tuple(latent_shape) != profile.latent_shape:
+    if profile.origin == "published":
+        _note_unknown(
+            profile, notes, scheduler=scheduler, latent_shape=latent_shape, num_steps=num_steps, first_t=first_t
+        )
+    if latent_shape is not None and profile.latent_shape and tuple(latent_shape) != profile.latent_shape:
         what = "latent shape" if _same_channels(latent_shape, profile.latent_shape) else "latent shape and channels"
         notes.append(
             f"profile {profile.name!r} was calibrated at {what} {profile.latent_shape}, used at {tuple(latent_shape)}"
         )
-    if first_t is not None:
+    if first_t is not None and profile.timesteps:
         low, high = profile.timesteps[-1], profile.timesteps[0]
         if first_t > _FAR_ABOVE * high or first_t < low:
             raise ProfileError(
                 f"profile {profile.name!r} was calibrated for t from {high:g} to {low:g}, this run begins at "
                 f"t={first_t:g}; calibrate in the units that the denoiser is called with"
             )
-    if num_steps is not None and num_steps != profile.num_steps:
+    if num_steps is not None and profile.num_steps not in (0, num_steps):
         notes.append(f"profile {profile.name!r} was calibrated with {profile.num_steps} steps, used with {num_steps}")
-    if dtype is not None and dtype_name(dtype) != profile.dtype:
+    if dtype is not None and profile.dtype not in (None, dtype_name(dtype)):
         notes.append(f"profile {profile.name!r} was calibrated in {profile.dtype}, used in {dtype_name(dtype)}")
     return tuple(notes)
 
@@ -83,7 +88,7 @@ def model_class_name(model: object) -> str:
     A wrapper (a guided denoiser, say) names the network it wraps with a string attribute ``model_class_name``. Compiled
     modules, partials and bound methods of a module are looked through; other callables go by their ``__qualname__``.
     """
-    inner = _unwrap(model)
+    inner = unwrap(model)
     declared = getattr(inner, "model_class_name", None)
     if isinstance(declared, str) and declared:
         return declared
@@ -99,7 +104,7 @@ def config_hash(model: object) -> str | None:
 
     Keys that begin with an underscore are left out: library version and path do not change what a model computes.
     """
-    config = getattr(_unwrap(model), "config", None)
+    config = getattr(unwrap(model), "config", None)
     to_dict = getattr(config, "to_dict", None)
     if not isinstance(config, Mapping) and callable(to_dict):
         config = to_dict()
@@ -111,7 +116,7 @@ def config_hash(model: object) -> str | None:
 
 def weights_hash(model: object) -> str | None:
     """Return the sha256 of a model's ``state_dict`` (names, dtypes, shapes, bytes, by name); None if it has none."""
-    state_dict = getattr(_unwrap(model), "state_dict", None)
+    state_dict = getattr(unwrap(model), "state_dict", None)
     state = state_dict() if callable(state_dict) else None
     if not isinstance(state, Mapping):
         return None
@@ -135,7 +140,8 @@ def dtype_name(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _unwrap(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
+    """Return what a compiled module, a partial or a bound method of a module stands for; anything else as it is."""
     while True:
         if isinstance(model, functools.partial):
             model = model.func
@@ -148,7 +154,7 @@ def _unwrap(model: Any) -> Any:
 
 
 def _is_anonymous(model: object) -> bool:
-    inner = _unwrap(model)
+    inner = unwrap(model)
     return isinstance(inner, _PLAIN_FUNCTIONS) and not hasattr(inner, "model_class_name")
 
 
@@ -174,16 +180,35 @@ def _check_model(profile: Profile, model: object, notes: list[str]) -> None:
         )
 
 
+def _note_unknown(profile: Profile, notes: list[str], **given: object) -> None:
+    known = {
+        "scheduler": profile.scheduler is not None,
+        "latent_shape": profile.latent_shape is not None,
+        "num_steps": profile.num_steps > 0,
+        "first_t": bool(profile.timesteps),
+    }
+    words = {"latent_shape": "latent shape", "num_steps": "number of steps", "first_t": "timesteps"}
+    unknown = [words.get(what, what) for what, value in given.items() if value is not None and not known[what]]
+    if unknown:
+        notes.append(
+            f"profile {profile.name!r} was published without its {', '.join(unknown)}; "
+            "whether that fits cannot be checked"
+        )
+
+
 def _check_scheduler(profile: Profile, scheduler: Scheduler, notes: list[str]) -> None:
+    family = None if profile.scheduler is None else profile.scheduler.family
     for what, expected, found in (
-        ("scheduler family", profile.scheduler.family, scheduler.family),
+        ("scheduler family", family, scheduler.family),
         ("prediction type", profile.prediction_type, scheduler.prediction_type),
     ):
-        if expected != found:
+        if expected not in (None, found):
             raise ProfileError(
                 f"profile {profile.name!r} was calibrated for {what} {expected!r}, scheduler {scheduler.name!r} has "
                 f"{found!r}; the numbers do not carry over: use a profile for {found!r}, or calibrate one"
             )
+    if profile.scheduler is None:
+        return
     if scheduler.name != profile.scheduler.name:
         notes.append(
             f"profile {profile.name!r} was calibrated with scheduler {profile.scheduler.name!r}, "

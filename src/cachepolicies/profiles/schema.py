@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from cachepolicies._errors import InputError, NeedsError, ProfileError, SettingsError
 
-FORMAT_VERSION = 1
-"""Version of the profile format that this library writes and reads."""
+FORMAT_VERSION = 2
+"""Version of the profile format that this library writes; it reads this one and version 1."""
 
 Interpolation: TypeAlias = Literal["nearest", "linear"]
 """How a curve is read between its points."""
@@ -36,12 +36,21 @@ DEFAULT_UNITS: Mapping[str, str] = {
     "alpha_t": "RMS change of the output per unit of t",
     "displacement": "RMS change of x between two steps",
     "change": "RMS change of the output between two steps",
+    "magnitude_ratio": "size of the residual over that at the step before (dimensionless)",
+    "signal_change": "relative L1 change of a signal between two steps (dimensionless)",
+    "output_change": "relative L1 change of the output between two steps (dimensionless)",
 }
 """Units of the tables that `cachepolicies.calibration.calibrate` writes."""
 
+Origin: TypeAlias = Literal["measured", "published"]
+"""Whether a calibration of this library measured a profile, or its numbers were published by a method's authors."""
+
+_ORIGINS = ("measured", "published")
 _PREDICTION_TYPES = ("velocity", "noise", "x0", "v")
 _TRAJECTORIES = ("model", "noised")
 _SQUARE_TABLES = ("displacement", "change")
+_RATIO = "magnitude_ratio"
+_CHANGES = ("signal_change", "output_change")
 _same_array = attrs.cmp_using(eq=np.array_equal, class_name="SameArray")
 
 
@@ -90,15 +99,45 @@ def _tables(values: Mapping[str, Any]) -> dict[str, Array]:
     return {str(name): _read_only(array) for name, array in values.items()}
 
 
-def _plain_json(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_json(what: str, values: Any) -> dict[str, Any]:
     """Return the mapping as it will be read back, so that a profile equals its own file."""
+    if not isinstance(values, Mapping):
+        raise ProfileError(f"field {what!r} is {values!r}, not a mapping; {RECALIBRATE}")
     try:
         return cast("dict[str, Any]", json.loads(json.dumps(dict(values), allow_nan=False)))
     except (TypeError, ValueError) as error:
         raise ProfileError(
-            f"field 'config' holds something JSON cannot ({error}): {dict(values)!r}; "
+            f"field {what!r} holds something JSON cannot ({error}): {values!r}; "
             "give numbers, strings, booleans, None, lists and dicts of them"
         ) from error
+
+
+def _plain_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _plain_json("config", values)
+
+
+def _plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _plain_json("settings", values)
+
+
+def _plain_source(values: Mapping[str, Any]) -> dict[str, Any]:
+    return _plain_json("source", values)
+
+
+def _optional_integers(values: Iterable[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _polynomials(values: Mapping[str, Polynomial]) -> dict[str, Polynomial]:
+    return dict(values)
+
+
+def _recommended(values: Iterable[Recommendation]) -> tuple[Recommendation, ...]:
+    return tuple(values)
+
+
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 def _check_decreasing(what: str, values: tuple[float, ...]) -> None:
@@ -195,6 +234,64 @@ class Curve:
 
 
 @frozen
+class Polynomial:
+    """An estimate of the output's relative change from a signal's, both relative L1 changes over one step.
+
+    Attributes:
+        coefficients: highest power first.
+        r_squared: coefficient of determination of the fit, 1 for a perfect one; ``None`` where it is not known.
+
+    Raises:
+        ProfileError: there is no coefficient, or a number is not finite.
+    """
+
+    coefficients: tuple[float, ...] = field(converter=_floats)
+    r_squared: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if not self.coefficients or not all(math.isfinite(value) for value in self.coefficients):
+            raise ProfileError(
+                f"polynomial field 'coefficients' is {self.coefficients}, expected finite numbers, highest power first"
+            )
+        if self.r_squared is not None and not (math.isfinite(self.r_squared) and self.r_squared <= 1.0):
+            raise ProfileError(f"polynomial field 'r_squared' is {self.r_squared}, expected a number of at most 1")
+
+    @property
+    def degree(self) -> int:
+        """The highest power."""
+        return len(self.coefficients) - 1
+
+    def __call__(self, change: Any) -> Any:
+        """Return the polynomial at a number, or at every entry of an array."""
+        return np.polyval(self.coefficients, change)
+
+
+@frozen
+class Recommendation:
+    """Settings that somebody recommends or has measured, with what they say of them. ``None``: they do not say.
+
+    Attributes:
+        policy: name of the policy.
+        settings: of that policy, plain JSON values.
+        speedup_stated: factor that is printed in the source.
+        speedup_from_latency: factor between the latencies that are printed in the source; the two do not always agree.
+        hardware: where it was measured.
+        setting: resolution, length and the like.
+        source: file and place that it is from.
+        note: what else is said.
+    """
+
+    policy: str
+    settings: Mapping[str, Any] = field(converter=_plain_settings, hash=False)
+    speedup_stated: float | None = None
+    speedup_from_latency: float | None = None
+    hardware: str | None = None
+    setting: str | None = None
+    source: str | None = None
+    note: str | None = None
+
+
+@frozen
 class ModelInfo:
     """Which network was calibrated.
 
@@ -221,27 +318,36 @@ class SchedulerInfo:
 
     name: str
     family: str
-    config: Mapping[str, Any] = field(factory=dict, converter=_plain_json, hash=False)
+    config: Mapping[str, Any] = field(factory=dict, converter=_plain_config, hash=False)
 
 
 @frozen
 class Profile:
-    """What a calibration measured for one (model, scheduler).
+    """What a calibration measured for one (model, scheduler), or what a method's authors published for a model.
 
-    Curves and tables are looked up by name, so that a policy from anywhere may add its own. The built-in names are the
-    curves ``alpha_x`` and ``alpha_t`` (SenCache, arXiv 2602.24208, eqs. 11 and 12) and the tables ``displacement``
-    D(r, k), the RMS of x_k - x_r, and ``change`` E(r, k), the RMS of f(x_k, t_k) - f(x_r, t_r), both ``(N, N, S)``
-    float32. Norms are root mean squares per element.
+    Curves and tables are looked up by name, so that a policy from anywhere may add its own. The built-in names are
+
+    - the curves ``alpha_x`` and ``alpha_t`` (SenCache, arXiv 2602.24208, eqs. 11 and 12);
+    - the tables ``displacement`` D(r, k), the RMS of x_k - x_r, and ``change`` E(r, k), the RMS of
+      f(x_k, t_k) - f(x_r, t_r), both ``(N, N, S)`` float32. Norms are root mean squares per element;
+    - the tables ``magnitude_ratio``, or one ``magnitude_ratio.<stream>`` for every stream (MagCache, arXiv
+      2506.09045): ``(N, S)`` float64, row k is the size of the residual at step k over that at step k - 1, row 0 is 1.
+      A published one may have another number of rows than N where its source does;
+    - the tables ``signal_change.<signal>`` and ``output_change``: ``(N - 1, S)``, relative L1 changes from step to
+      step, the points that a polynomial was fitted to (TeaCache, arXiv 2411.19108). Measured profiles only.
+
+    In a published profile, what its source does not say is unknown: ``timesteps`` may be empty and
+    ``prediction_type``, ``latent_shape``, ``scheduler`` and ``dtype`` ``None``. In a measured one they are there.
 
     Attributes:
         name: what it is called in messages and lists.
         model: the network.
-        prediction_type: ``"velocity"``, ``"noise"``, ``"x0"`` or ``"v"``.
-        latent_shape: shape of one sample, without the batch.
-        scheduler: the scheduler.
-        timesteps: N values of the scheduler's t, strictly decreasing, one per step.
+        prediction_type: ``"velocity"``, ``"noise"``, ``"x0"`` or ``"v"``; or ``None``.
+        latent_shape: shape of one sample, without the batch; or ``None``.
+        scheduler: the scheduler; or ``None``.
+        timesteps: N values of the scheduler's t, strictly decreasing, one per step; or empty.
         final_t: t of the sample, or None where the denoiser cannot be evaluated there.
-        dtype: of the latents, for example ``"float32"``.
+        dtype: of the latents, for example ``"float32"``; or ``None``.
         guidance: guidance scale in the calibrated denoiser, None without guidance.
         samples: S, the number of calibration samples.
         seeds: one per sample, or empty.
@@ -253,6 +359,13 @@ class Profile:
         notes: free text.
         curves: name to `Curve` with S columns, or one where the quantity belongs to all samples.
         tables: name to array; read-only.
+        origin: ``"measured"`` or ``"published"``.
+        stated_steps: number of steps that a published profile without timesteps belongs to, ``None`` if not stated.
+        polynomials: signal name to the polynomial that estimates the output's change from the signal's.
+        settings: policy name to the settings that it uses with this profile where the user gives none.
+        recommended: settings from the source with the speed-ups that it states.
+        source: where published numbers are from: repositories, files, papers, checksums; plain JSON.
+        irregularities: what about the published numbers is odd, or cannot be expressed by the settings.
         version: of the format.
 
     Raises:
@@ -261,12 +374,12 @@ class Profile:
 
     name: str
     model: ModelInfo
-    prediction_type: str
-    latent_shape: tuple[int, ...] = field(converter=_integers)
-    scheduler: SchedulerInfo
+    prediction_type: str | None
+    latent_shape: tuple[int, ...] | None = field(converter=_optional_integers)
+    scheduler: SchedulerInfo | None
     timesteps: tuple[float, ...] = field(converter=_floats)
     final_t: float | None = None
-    dtype: str = "float32"
+    dtype: str | None = "float32"
     guidance: float | None = None
     samples: int = 1
     seeds: tuple[int, ...] = field(default=(), converter=_integers)
@@ -280,6 +393,13 @@ class Profile:
     tables: Mapping[str, Array] = field(
         factory=dict, converter=_tables, eq=attrs.cmp_using(eq=_same_tables), hash=False, repr=_names
     )
+    origin: Origin = "measured"
+    stated_steps: int | None = None
+    polynomials: Mapping[str, Polynomial] = field(factory=dict, converter=_polynomials, hash=False)
+    settings: Mapping[str, Mapping[str, Any]] = field(factory=dict, converter=_plain_settings, hash=False)
+    recommended: tuple[Recommendation, ...] = field(default=(), converter=_recommended)
+    source: Mapping[str, Any] = field(factory=dict, converter=_plain_source, hash=False)
+    irregularities: tuple[str, ...] = field(default=(), converter=_texts)
     version: int = FORMAT_VERSION
 
     def __attrs_post_init__(self) -> None:
@@ -288,20 +408,19 @@ class Profile:
                 f"field 'version' is {self.version!r}, this library reads {FORMAT_VERSION}; "
                 "update cachepolicies, or calibrate again"
             )
+        self._check_choice("origin", self.origin, _ORIGINS)
         for what, text in (("name", self.name), ("model.class_name", self.model.class_name), ("dtype", self.dtype)):
-            if not text:
+            if text == "":
                 raise ProfileError(f"field {what!r} is empty; {RECALIBRATE}")
-        self._check_choice("prediction_type", self.prediction_type, _PREDICTION_TYPES)
+        if self.origin == "measured":
+            self._check_known()
+        if self.prediction_type is not None:
+            self._check_choice("prediction_type", self.prediction_type, _PREDICTION_TYPES)
         self._check_choice("trajectory", self.trajectory, _TRAJECTORIES)
-        _check_decreasing("field 'timesteps'", self.timesteps)
-        if self.final_t is not None and not (math.isfinite(self.final_t) and self.final_t <= self.timesteps[-1]):
-            raise ProfileError(
-                f"field 'final_t' is {self.final_t}, expected a finite number of at most the last timestep "
-                f"{self.timesteps[-1]}; {RECALIBRATE}"
-            )
+        self._check_steps()
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ProfileError(f"field 'guidance' is {self.guidance}, not a finite number; {RECALIBRATE}")
-        if not self.latent_shape or min(self.latent_shape) < 1:
+        if self.latent_shape is not None and (not self.latent_shape or min(self.latent_shape) < 1):
             raise ProfileError(f"field 'latent_shape' is {self.latent_shape}, expected positive sizes; {RECALIBRATE}")
         if self.samples < 1:
             raise ProfileError(f"field 'samples' is {self.samples}, expected at least 1; {RECALIBRATE}")
@@ -309,8 +428,39 @@ class Profile:
             raise ProfileError(
                 f"field 'seeds' has {len(self.seeds)} entries for {self.samples} samples; give one each, or none"
             )
+        for policy, settings in self.settings.items():
+            if not isinstance(settings, Mapping):
+                raise ProfileError(
+                    f"field 'settings' has {settings!r} for policy {policy!r}, expected name: value pairs"
+                )
         self._check_curves()
         self._check_tables()
+
+    def _check_known(self) -> None:
+        for what in ("prediction_type", "latent_shape", "scheduler", "dtype"):
+            if getattr(self, what) is None:
+                raise ProfileError(f"field {what!r} is None, which only a published profile may have; {RECALIBRATE}")
+        if self.stated_steps is not None:
+            raise ProfileError(
+                f"field 'stated_steps' is {self.stated_steps}, which only a published profile may have; "
+                "a measured one has its timesteps"
+            )
+
+    def _check_steps(self) -> None:
+        if self.timesteps or self.origin == "measured":
+            _check_decreasing("field 'timesteps'", self.timesteps)
+        if self.stated_steps is not None and self.stated_steps < 1:
+            raise ProfileError(f"field 'stated_steps' is {self.stated_steps}, expected at least 1, or None")
+        if self.timesteps and self.stated_steps not in (None, len(self.timesteps)):
+            raise ProfileError(
+                f"field 'stated_steps' is {self.stated_steps}, but there are {len(self.timesteps)} timesteps"
+            )
+        last = self.timesteps[-1] if self.timesteps else math.inf
+        if self.final_t is not None and not (math.isfinite(self.final_t) and self.final_t <= last):
+            raise ProfileError(
+                f"field 'final_t' is {self.final_t}, expected a finite number of at most the last timestep "
+                f"{last}; {RECALIBRATE}"
+            )
 
     def _check_choice(self, what: str, value: str, known: tuple[str, ...]) -> None:
         if value not in known:
@@ -329,20 +479,38 @@ class Profile:
                 )
 
     def _check_tables(self) -> None:
-        steps = len(self.timesteps)
+        steps, published = self.num_steps, self.origin == "published"
         for name, table in self.tables.items():
             _check_finite(f"table {name!r}", table)
-            expected = (steps, steps, self.samples)
-            if name in _SQUARE_TABLES and table.shape != expected:
+            kind, expected, meaning = name.partition(".")[0], table.shape, ""
+            if name in _SQUARE_TABLES:
+                expected, meaning = (steps, steps, self.samples), "(steps, steps, samples)"
+            elif kind == _RATIO:
+                rows = max(len(table), 1) if published and table.ndim else steps  # some sources have another length
+                expected, meaning = (rows, self.samples), "(steps, samples)"
+            elif kind in _CHANGES:
+                if published:
+                    raise ProfileError(f"table {name!r} is in a published profile; only a calibration measures it")
+                expected, meaning = (steps - 1, self.samples), "(steps - 1, samples)"
+            if table.shape != expected:
                 raise ProfileError(
-                    f"table {name!r} has shape {table.shape}, expected (steps, steps, samples) = {expected}; "
-                    f"{RECALIBRATE}"
+                    f"table {name!r} has shape {table.shape}, expected {meaning} = {expected}; {RECALIBRATE}"
                 )
+            if kind == _RATIO and not (table[0] == 1).all():
+                raise ProfileError(f"table {name!r} has {table[0]} in row 0, expected 1: step 0 has no predecessor")
+            if (kind == _RATIO and table.min() <= 0) or (kind in _CHANGES and table.size and table.min() < 0):
+                raise ProfileError(f"table {name!r} has the value {table.min()}, but it is a ratio of sizes")
 
     @property
     def num_steps(self) -> int:
-        """N, the number of calibrated steps."""
-        return len(self.timesteps)
+        """N, the number of calibrated steps; 0 where a published profile does not say."""
+        return len(self.timesteps) or self.stated_steps or 0
+
+    @property
+    def magnitude_ratios(self) -> dict[str, Array]:
+        """The tables ``magnitude_ratio.<stream>`` by stream, in order, ``magnitude_ratio`` by the empty name."""
+        kinds = {name: name.partition(".") for name in sorted(self.tables)}
+        return {stream: self.tables[name] for name, (kind, _, stream) in kinds.items() if kind == _RATIO}
 
     @property
     def alpha_x(self) -> Curve | None:

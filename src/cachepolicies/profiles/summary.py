@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from cachepolicies.profiles.schema import Curve, Profile
+
+_UNKNOWN = "not stated"
+"""What is shown of a value that a published profile's source does not say."""
 
 _ROWS = 9
 
 
 def summarise(profile: Profile) -> Group:
-    """Return what a profile was calibrated for, what it holds, and its curves at a few t, as a rich renderable."""
-    return Group(_provenance(profile), *(_curve(name, curve) for name, curve in sorted(profile.curves.items())))
+    """Return what a profile was made for, what it holds, and its curves at a few t, as a rich renderable."""
+    parts = [_provenance(profile)]
+    if profile.settings:
+        parts.append(_settings(profile))
+    if profile.polynomials:
+        parts.append(_polynomials(profile))
+    if profile.magnitude_ratios:
+        parts.append(_ratios(profile))
+    if profile.recommended:
+        parts.append(_recommended(profile))
+    return Group(*parts, *(_curve(name, curve) for name, curve in sorted(profile.curves.items())))
 
 
 def _provenance(profile: Profile) -> Table:
     table = Table(title=f"profile {profile.name}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    t = profile.timesteps
-    final = "not evaluated" if profile.final_t is None else f"{profile.final_t:g}"
+    scheduler = profile.scheduler
     rows = {
+        "origin": profile.origin,
         "model": profile.model.class_name,
         "config hash": _short(profile.model.config_hash),
         "weights hash": _short(profile.model.weights_hash),
-        "prediction": profile.prediction_type,
-        "latent shape": " x ".join(map(str, profile.latent_shape)),
-        "dtype": profile.dtype,
+        "prediction": profile.prediction_type or _UNKNOWN,
+        "latent shape": _UNKNOWN if profile.latent_shape is None else " x ".join(map(str, profile.latent_shape)),
+        "dtype": profile.dtype or _UNKNOWN,
         "guidance": "none" if profile.guidance is None else f"{profile.guidance:g}",
-        "scheduler": f"{profile.scheduler.name} ({profile.scheduler.family})",
-        "settings": ", ".join(f"{key}={value}" for key, value in profile.scheduler.config.items()) or "none",
-        "steps": f"{profile.num_steps}, t from {t[0]:g} to {t[-1]:g}, sample at {final}",
+        "scheduler": _UNKNOWN if scheduler is None else f"{scheduler.name} ({scheduler.family})",
+        "settings": _pairs(scheduler.config) if scheduler and scheduler.config else "none",
+        "steps": _steps(profile),
         "trajectory": "the model's own runs" if profile.trajectory == "model" else "noised data",
         "samples": f"{profile.samples}, {profile.evaluations} evaluations each",
         "seeds": ", ".join(map(str, profile.seeds)) or "none",
@@ -40,11 +56,85 @@ def _provenance(profile: Profile) -> Table:
         "versions": ", ".join(f"{name} {version}" for name, version in profile.versions.items()) or "none",
         "created": profile.created or "unknown",
     }
+    if profile.origin == "published":
+        for name in (
+            "config hash",
+            "weights hash",
+            "settings",
+            "guidance",
+            "trajectory",
+            "samples",
+            "seeds",
+            "versions",
+        ):
+            del rows[name]
+        rows |= {f"source, {method}": _pairs(values) for method, values in profile.source.items()}
     if profile.notes:
         rows["notes"] = profile.notes
+    if profile.irregularities:
+        rows["irregularities"] = "\n".join(f"- {text}" for text in profile.irregularities)
     for name, text in rows.items():
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     return table
+
+
+def _steps(profile: Profile) -> str:
+    t = profile.timesteps
+    if not t:
+        return f"{profile.num_steps}, timesteps not stated" if profile.num_steps else _UNKNOWN
+    final = "not evaluated" if profile.final_t is None else f"{profile.final_t:g}"
+    return f"{profile.num_steps}, t from {t[0]:g} to {t[-1]:g}, sample at {final}"
+
+
+def _settings(profile: Profile) -> Table:
+    table = Table(title="settings of policies that give none", title_justify="left")
+    table.add_column("policy")
+    table.add_column("settings", overflow="fold")
+    for policy, settings in sorted(profile.settings.items()):
+        table.add_row(policy, Text(_pairs(settings)))
+    return table
+
+
+def _polynomials(profile: Profile) -> Table:
+    table = Table(title="polynomials, highest power first", title_justify="left")
+    table.add_column("signal")
+    table.add_column("coefficients", overflow="fold")
+    table.add_column("R^2", justify="right")
+    for signal, polynomial in sorted(profile.polynomials.items()):
+        fit = "unknown" if polynomial.r_squared is None else f"{polynomial.r_squared:.4f}"
+        table.add_row(signal, ", ".join(f"{value:.6g}" for value in polynomial.coefficients), fit)
+    return table
+
+
+def _ratios(profile: Profile) -> Table:
+    streams = profile.magnitude_ratios
+    table = Table(title="magnitude ratios", title_justify="left")
+    table.add_column("step", justify="right")
+    for stream in streams:
+        table.add_column(f"{stream or 'all streams'}, mean", justify="right")
+        table.add_column("std", justify="right")
+    last = max(len(ratios) for ratios in streams.values()) - 1
+    for k in sorted({round(row * last / (_ROWS - 1)) for row in range(_ROWS)}):
+        cells = [(f"{r[k].mean():.5g}", f"{r[k].std():.2g}") if k < len(r) else ("", "") for r in streams.values()]
+        table.add_row(str(k), *(cell for pair in cells for cell in pair))
+    return table
+
+
+def _recommended(profile: Profile) -> Table:
+    table = Table(title="recommended by the source", title_justify="left")
+    for column in ("policy", "settings", "speed-up stated", "from latency", "hardware", "setting"):
+        table.add_column(column, overflow="fold")
+    for r in profile.recommended:
+        factors = (f"{factor:g}" if factor is not None else "" for factor in (r.speedup_stated, r.speedup_from_latency))
+        setting = "; ".join(text for text in (r.setting, r.note) if text)
+        table.add_row(r.policy, Text(_pairs(r.settings)), *factors, r.hardware or "", Text(setting))
+    return table
+
+
+def _pairs(values: Any) -> str:
+    if not isinstance(values, Mapping):
+        return str(values)
+    return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
 def _curve(name: str, curve: Curve) -> Table:

@@ -1,0 +1,39 @@
+"""CogVideoX: a video and a text stream, both changed by every block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cachepolicies.adapters.base import Adapter, Blocks
+
+
+def cogvideox() -> Adapter:
+    """Return the adapter of ``CogVideoXTransformer3DModel``, 1.0 and 1.5.
+
+    Behind the stack only the video stream is used, so only its residual is kept; the authors keep the text's too, with
+    the same output.
+    """
+    return Adapter(
+        "CogVideoXTransformer3DModel",
+        stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states")),),
+        signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
+        rows=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"),
+        source="TeaCache4CogVideoX1.5/teacache_sample_video.py, SenCache CogVideoX/sencache.py",
+        note="the video stream; the authors remember the text's residual too, which nothing reads",
+    )
+
+
+def _timestep_embedding(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the embedding of t, with that of the offset where the checkpoint has one (TeaCache4CogVideoX1.5)."""
+    embedding: Tensor = arguments["temb"]
+    return embedding
+
+
+def _modulated_input(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the video tokens, normalised, scaled and shifted by the first block."""
+    names = ("hidden_states", "encoder_hidden_states", "temb")
+    modulated: Tensor = block.norm1(*(arguments[name] for name in names))[0]
+    return modulated

@@ -1,0 +1,92 @@
+"""Which adapter serves a model: the one registered for its class, or a generic one where the model is plain."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from cachepolicies import _plugins
+from cachepolicies._errors import NeedsError, PolicyError, SettingsError
+from cachepolicies.adapters.base import Adapter, Blocks
+
+_STREAM_NAMES = ("hidden_states", "x", "hidden", "h")
+
+
+def network_of(denoiser: Any) -> nn.Module | None:
+    """Return the network that a denoiser calls, ``None`` where there is no telling.
+
+    A module is its own network; compiled modules, partials and bound methods are looked through. A wrapper (a guided
+    denoiser, say) names the module it calls by an attribute ``network``.
+    """
+    from cachepolicies.profiles.match import unwrap
+
+    inner = unwrap(denoiser)
+    if not isinstance(inner, nn.Module):
+        inner = unwrap(getattr(inner, "network", None))
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def adapter_of(network: nn.Module) -> Adapter:
+    """Return the adapter of a network's class or of its nearest base class that has one; else a generic one.
+
+    The generic adapter serves a model whose blocks are one `torch.nn.ModuleList` directly below it, all of one class,
+    with the hidden states as their first argument, returned alone.
+
+    Raises:
+        NeedsError: there is none, and the model is not plain; says how to write one.
+        PolicyError: what is registered is no `Adapter`.
+    """
+    registry = _plugins.adapters()
+    for kind in type(network).__mro__:
+        if kind.__name__ in registry:
+            found: object = registry.create(kind.__name__)
+            if not isinstance(found, Adapter):
+                raise PolicyError(f"the adapter registered for {kind.__name__!r} is {found!r}, no Adapter")
+            return found
+    return _generic(network)
+
+
+def _generic(network: nn.Module) -> Adapter:
+    kind = type(network).__name__
+    lists = {name: child for name, child in network.named_children() if isinstance(child, nn.ModuleList) and len(child)}
+    if len(lists) != 1:
+        raise _unknown(network, f"it has {len(lists)} lists of modules ({', '.join(lists) or 'none'}), not one")
+    ((path, blocks),) = lists.items()
+    classes = {type(block).__name__ for block in blocks}
+    if len(classes) != 1:
+        raise _unknown(network, f"the modules in {path!r} are of different classes ({', '.join(sorted(classes))})")
+    names = [p for p in inspect.signature(type(blocks[0]).forward).parameters if p != "self"]
+    if not names or names[0] not in _STREAM_NAMES:
+        first = f"{names[0]!r}" if names else "nothing"
+        raise _unknown(network, f"the first argument of its blocks is {first}, not one of {', '.join(_STREAM_NAMES)}")
+    return Adapter(
+        model=kind,
+        stack=(Blocks(path, hands_on=names[0]),),
+        streams=names[0],
+        source="generic",
+        note="found by its shape: one list of blocks of one class",
+    )
+
+
+def _unknown(network: nn.Module, why: str) -> NeedsError:
+    kind = type(network).__name__
+    known = ", ".join(_plugins.adapters().names())
+    return NeedsError(
+        f"site 'blocks' does not know where the block stack of {kind} is: there is no adapter for this class, and "
+        f"{why}. Use site='output', name a submodule, site='path.of.module', or register an adapter, about 15 "
+        f"lines: register({kind!r}, lambda: Adapter({kind!r}, stack=[Blocks('transformer_blocks')])) in the hook "
+        f"cachepolicies_register_adapters (docs: Extend, Adapters). Known: {known}"
+    )
+
+
+def check_adapter(adapter: object) -> Adapter:
+    """Return the adapter, refusing anything else.
+
+    Raises:
+        SettingsError: it is none.
+    """
+    if not isinstance(adapter, Adapter):
+        raise SettingsError(f"adapter is a {type(adapter).__name__}; give a cachepolicies.adapters.Adapter")
+    return adapter

@@ -1,0 +1,43 @@
+"""PixArt-alpha and -sigma, Sana: one image stream, modulated by a table that the timestep shifts."""
+
+from __future__ import annotations
+
+from cachepolicies.adapters._signals import shared_table
+from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+
+
+def pixart() -> Adapter:
+    """Return the adapter of ``PixArtTransformer2DModel``."""
+    return Adapter(
+        "PixArtTransformer2DModel",
+        stack=(Blocks("transformer_blocks"),),
+        signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("adaln_single", pick=1)},
+        rows=(
+            "hidden_states",
+            "encoder_hidden_states",
+            "timestep",
+            "added_cond_kwargs",
+            "attention_mask",
+            "encoder_attention_mask",
+        ),
+        source="as for FLUX.1",
+    )
+
+
+def sana() -> Adapter:
+    """Return the adapter of ``SanaTransformer2DModel``."""
+    return Adapter(
+        "SanaTransformer2DModel",
+        stack=(Blocks("transformer_blocks"),),
+        signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("time_embed", pick=1)},
+        rows=(
+            "hidden_states",
+            "encoder_hidden_states",
+            "timestep",
+            "guidance",
+            "encoder_attention_mask",
+            "attention_mask",
+            "controlnet_block_samples",
+        ),
+        source="as for FLUX.1",
+    )

@@ -1,0 +1,27 @@
+"""Stable Diffusion 3 and 3.5: an image and a text stream."""
+
+from __future__ import annotations
+
+from cachepolicies.adapters._signals import adaptive_norm
+from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+
+
+def sd3() -> Adapter:
+    """Return the adapter of ``SD3Transformer2DModel``."""
+    return Adapter(
+        "SD3Transformer2DModel",
+        stack=(Blocks("transformer_blocks", ("encoder_hidden_states", "hidden_states")),),
+        signals={
+            "modulated_input": adaptive_norm,
+            "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
+        },
+        rows=(
+            "hidden_states",
+            "encoder_hidden_states",
+            "pooled_projections",
+            "timestep",
+            "block_controlnet_hidden_states",
+        ),
+        source="as for FLUX.1",
+        note="a pass that skips layers for guidance must not skip the first or the last",
+    )

@@ -1,0 +1,199 @@
+"""TeaCache: reuse while the estimated change of the output, summed over the steps, is small (arXiv 2411.19108)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+import torch
+from attrs import evolve, field, frozen
+from attrs.validators import optional
+from torch import Tensor
+
+from cachepolicies._errors import InputError, NeedsError
+from cachepolicies._policy import Decision, Needs
+from cachepolicies._reasons import NOTHING_TO_REUSE
+from cachepolicies._settings import non_negative, non_negative_int, one_of
+from cachepolicies._step import RunInfo, Step
+from cachepolicies._units import difference
+from cachepolicies.policies._comparison import COMPARISONS, Comparison, within
+from cachepolicies.policies._filling import as_numbers, default_settings, fill, numbers
+
+if TYPE_CHECKING:
+    from cachepolicies.profiles.schema import Profile
+
+Signal: TypeAlias = Literal["modulated_input", "timestep_embedding", "timestep_projection"]
+_SIGNALS: tuple[Signal, ...] = ("modulated_input", "timestep_embedding", "timestep_projection")
+
+BELOW = "accumulated change below threshold"
+REACHED = "accumulated change reached threshold"
+ZERO = "threshold is zero"
+FIRST = "protected first step"
+LAST = "protected last step"
+NO_SCALE = "last signal is zero"
+NOT_FINITE = "change of the signal is not finite"
+OTHER_SHAPE = "signal changed its shape, dtype or device"
+
+
+@frozen(eq=False)
+class TeaCacheState:
+    """What the next step is compared with.
+
+    Attributes:
+        signal: ``(B, ...)`` at the last step, evaluated or not; ``None`` before the first.
+        accumulated: estimated change since each decision's last refresh, dimensionless.
+    """
+
+    signal: Tensor | None
+    accumulated: tuple[float, ...]
+
+
+@frozen
+class TeaCache:
+    """Reuse while the accumulated, rescaled change of a signal inside the model is below a threshold.
+
+    At every step ``rel = mean|s_k - s_{k-1}| / mean|s_{k-1}|`` of the signal s is turned by a polynomial into an
+    estimate of the output's relative change and added up; the sum starts again from 0 at an evaluation (arXiv
+    2411.19108, section 3.3; reference implementation ali-vilab/TeaCache). The step before counts, whether it was
+    evaluated or not. Means are over all elements of the rows that a decision is about, in float32 at least, so that
+    ``per_sample=False`` decides by the whole batch as the authors do.
+
+    A setting that is ``None`` comes from the profile's settings for ``"teacache"``. A threshold means something only
+    together with its polynomial and its signal: where one of these is given, the threshold has to be given too.
+
+    Attributes:
+        threshold: of the accumulated estimate, dimensionless. 0 never reuses, and is then bit for bit the bare model.
+        coefficients: of the polynomial, highest power first; from the profile's polynomial for the signal.
+        signal: what is watched: ``"modulated_input"``, ``"timestep_embedding"`` or ``"timestep_projection"``; else
+            the only one that the profile has a polynomial for.
+        first: this many steps at the start are always evaluated, else 1; more than 1 needs a declared run.
+        last: this many steps at the end are always evaluated, else 1; more than 0 needs a declared run.
+        comparison: ``"<"`` (else this one, as in the authors' code) reuses below the threshold, ``"<="`` also at it.
+    """
+
+    name: ClassVar[str] = "teacache"
+
+    threshold: float | None = field(default=None, validator=optional(non_negative))
+    coefficients: tuple[float, ...] | None = field(default=None, converter=as_numbers, validator=optional(numbers))
+    signal: Signal | None = field(default=None, validator=optional(one_of(*_SIGNALS)))
+    first: int | None = field(default=None, validator=optional(non_negative_int))
+    last: int | None = field(default=None, validator=optional(non_negative_int))
+    comparison: Comparison | None = field(default=None, validator=optional(one_of(*COMPARISONS)))
+
+    @property
+    def needs(self) -> Needs:
+        """The signal; the run length only to protect steps that are not evaluated anyway."""
+        first, last = self.first or 0, self.last or 0
+        return Needs(signals=() if self.signal is None else (self.signal,), run_length=first > 1 or last > 0)
+
+    @property
+    def reuses(self) -> bool:
+        """Unless the threshold is zero."""
+        return self.threshold != 0
+
+    def bind(self, profile: Profile | None) -> TeaCache:
+        """Return the policy with the settings that were left open taken from the profile.
+
+        Raises:
+            NeedsError: there is no threshold, no signal or no polynomial for it.
+            ProfileError: the profile's settings for this policy are not valid.
+        """
+        settings = default_settings(profile, self.name)
+        polynomials = {} if profile is None else profile.polynomials
+        only = next(iter(polynomials)) if len(polynomials) == 1 else None
+        usual = settings.get("signal", only)
+        if self.coefficients is not None or self.signal not in (None, usual):
+            settings.pop("threshold", None)  # belongs to the profile's own polynomial and signal
+            settings.pop("coefficients", None)
+        bound = fill(self, profile, settings, {"signal": only, "first": 1, "last": 1, "comparison": "<"})
+        fitted = polynomials.get(bound.signal or "")
+        if bound.coefficients is None and fitted is not None:
+            bound = evolve(bound, coefficients=fitted.coefficients)
+        missing = [name for name in ("threshold", "coefficients", "signal") if getattr(bound, name) is None]
+        if missing:
+            known = ", ".join(sorted(polynomials)) or "none"
+            has = f"profile {profile.name!r} has polynomials for: {known}" if profile else "no profile was given"
+            raise NeedsError(
+                f"policy {self.name!r} lacks {', '.join(missing)} ({has}); give it as {missing[0]}=..., or use a "
+                "profile that has it (`cachepolicies profiles` lists those shipped, `cachepolicies calibrate` fits one)"
+            )
+        return bound
+
+    def start(self, run: RunInfo) -> TeaCacheState:
+        """Return a state without a signal.
+
+        Raises:
+            NeedsError: the policy was not bound.
+        """
+        if None in (self.threshold, self.coefficients, self.signal, self.first, self.last):
+            raise NeedsError("teacache was not bound: its open settings are taken from a profile by bind")
+        return TeaCacheState(None, (0.0,) * run.decisions)
+
+    def decide(self, step: Step, state: TeaCacheState) -> Decision:
+        """Add the step's estimated change and compare. One host synchronisation, none at protected steps."""
+        count = step.run.decisions
+        if not self.reuses:
+            return Decision.same(False, ZERO, count)
+        current, last = self._signal(step), state.signal
+        certain = NOTHING_TO_REUSE if last is None else self._protected(step)
+        if last is None or certain:
+            return Decision.same(False, certain or NOTHING_TO_REUSE, count)
+        if (last.shape, last.dtype, last.device) != (current.shape, current.dtype, current.device):
+            return Decision.same(False, OTHER_SHAPE, count)
+        changes = self._changes(step, current, last)
+        added = (math.nan if change is None else self._estimate(change) for change in changes)
+        score = tuple(old + more for old, more in zip(state.accumulated, added, strict=True))
+        reasons = tuple(NO_SCALE if c is None else self._reason(s) for c, s in zip(changes, score, strict=True))
+        return Decision(
+            tuple(reason == BELOW for reason in reasons),
+            reasons,
+            score,
+            (self.threshold or 0.0,) * count,
+            score_is_change=False,
+        )
+
+    def observe(self, step: Step, decision: Decision, output: Tensor, state: TeaCacheState) -> TeaCacheState:
+        """Remember the signal; keep the sum of the reused samples, start it again for the others."""
+        if not self.reuses:
+            return state
+        summed = decision.score or state.accumulated
+        kept = tuple(s if reuse else 0.0 for s, reuse in zip(summed, decision.reuse, strict=True))
+        return evolve(state, signal=self._signal(step).detach().clone(), accumulated=kept)
+
+    def _signal(self, step: Step) -> Tensor:
+        signal = step.signals.get(self.signal or "")
+        if signal is None:
+            raise NeedsError(f"teacache needs the signal {self.signal!r} at every step, and got {sorted(step.signals)}")
+        if signal.ndim == 0 or signal.shape[0] != step.run.layout.rows:
+            raise InputError(
+                f"signal {self.signal!r} has shape {tuple(signal.shape)} for a batch of {step.run.layout.rows}; "
+                "the first dimension must be the batch"
+            )
+        return signal
+
+    def _changes(self, step: Step, current: Tensor, last: Tensor) -> list[float | None]:
+        """Return rel for each decision; ``None`` where the last signal was zero."""
+        dtype = torch.float64 if current.dtype == torch.float64 else torch.float32
+        sizes = (values.detach().abs().reshape(values.shape[0], -1) for values in (difference(current, last), last))
+        moved, scale = step.read(*(rows.sum(dim=1, dtype=dtype) for rows in sizes))
+        groups = [step.run.layout.rows_of(d) for d in range(step.run.decisions)]
+        sums = [(sum(moved[r] for r in group), sum(scale[r] for r in group)) for group in groups]
+        return [top / bottom if bottom else None for top, bottom in sums]
+
+    def _estimate(self, change: float) -> float:
+        total = 0.0
+        for coefficient in self.coefficients or ():
+            total = total * change + coefficient
+        return total
+
+    def _protected(self, step: Step) -> str | None:
+        if step.index is None or step.run.num_steps is None:
+            return None
+        if step.index < (self.first or 0):
+            return FIRST
+        return LAST if step.index >= step.run.num_steps - (self.last or 0) else None
+
+    def _reason(self, score: float) -> str:
+        if not math.isfinite(score):
+            return NOT_FINITE
+        return BELOW if within(score, self.threshold or 0.0, self.comparison or "<") else REACHED

@@ -1,0 +1,51 @@
+"""Compiled models: what the cache does is left to Python, what the model does is compiled as without a cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from cachepolicies._host import outside_graphs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Resume = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Takes a part of the model, and returns it such that ``torch.compile`` sees it again."""
+
+
+def apart(function: Callable[Concatenate[Resume, P], R]) -> Callable[P, R]:
+    """Return the function such that ``torch.compile`` sees nothing of what it does, except what it calls by `Resume`.
+
+    ``torch.compiler.disable`` has one half of this: recursive, it keeps what the function calls of the model from being
+    compiled as well; not recursive, it compiles the functions of the cache one by one.
+    """
+    from torch._C._dynamo.eval_frame import set_eval_frame
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        compiler = set_eval_frame(None)
+        if compiler is None:  # nothing is being compiled around this call
+            return function(_as_it_is, *args, **kwargs)
+
+        def resume(part: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(part)
+            def seen(*args: Any, **kwargs: Any) -> Any:
+                set_eval_frame(compiler)
+                try:
+                    return part(*args, **kwargs)
+                finally:
+                    set_eval_frame(None)
+
+            return seen
+
+        try:
+            return function(resume, *args, **kwargs)
+        finally:
+            set_eval_frame(compiler)
+
+    return outside_graphs(call)
+
+
+def _as_it_is(part: Callable[..., Any]) -> Callable[..., Any]:
+    return part

@@ -1,0 +1,92 @@
+"""The contract of a site: *where* is an evaluation cut?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from attrs import frozen
+from torch import Tensor
+
+from cachepolicies._call import Signature
+from cachepolicies._engine import Engine
+from cachepolicies._host import index_on
+from cachepolicies._run import Call
+
+
+@frozen(eq=False)
+class Invocation:
+    """One call of the denoiser by the sampler, to be run on the whole batch or on some of its rows.
+
+    Attributes:
+        function: the denoiser.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        signature: where x and t are among them, and how rows are taken.
+        x: ``(B, ...)`` the latent.
+    """
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    signature: Signature
+    x: Tensor
+
+    @property
+    def batch(self) -> int:
+        """B, the rows of the batch."""
+        return self.x.shape[0]
+
+    def run(self, rows: Sequence[int] | None) -> Any:
+        """Call the denoiser on some rows, in this order, or with the arguments as they came (``None``).
+
+        Raises:
+            InputError: an argument cannot be cut into rows.
+        """
+        if rows is None:
+            return self.function(*self.args, **self.kwargs)
+        args, kwargs = self.signature.slice(self.args, self.kwargs, self.batch, index_on(rows, self.x.device))
+        return self.function(*args, **kwargs)
+
+    def check_rows(self) -> None:
+        """Check that every argument can be cut into rows, before a part of the batch is first asked for.
+
+        Raises:
+            InputError: one cannot.
+        """
+        self.signature.check_rows(self.args, self.kwargs, self.batch)
+
+
+class Site(Protocol):
+    """Serves a call through an engine: what is evaluated, remembered and substituted is what flows at the site."""
+
+    @property
+    def name(self) -> str:
+        """What the user wrote: ``"output"``, ``"blocks"`` or a module's path."""
+        ...
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Names of the values from inside the model that this site can supply."""
+        ...
+
+    def serve(self, engine: Engine, call: Call, invocation: Invocation) -> Any:
+        """Serve one call.
+
+        Args:
+            engine: decides, remembers and records.
+            call: where the denoiser is called.
+            invocation: runs it.
+
+        Returns:
+            What the denoiser returns, of its own type.
+
+        Raises:
+            InputError, RunError, NeedsError, PolicyError: see their messages. After any exception nothing of the run is
+                remembered.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget what was kept beside the engine's own state."""
+        ...

@@ -1,0 +1,708 @@
+"""Tiny, randomly initialised models of the diffusers transformer classes, with inputs as their pipelines pass them.
+
+Sequence lengths and head sizes are as small as the classes allow. Row i of the inputs depends on the seed and on i,
+never on how many rows there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+RowMaker = Callable[[torch.Generator], Any]
+"""Makes the argument of one row: a tensor ``(1, ...)``, or a list with one entry."""
+
+
+@frozen(eq=False)
+class TinyModel:
+    """How to make one model and what to call it with.
+
+    Attributes:
+        build: returns the model: float32, eval mode, no gradients, the same weights at every call.
+        inputs: ``inputs(batch, seed=0, t=None)`` returns the keyword arguments of a call; t in units of the class.
+        x_name: the argument that holds the latent.
+        t_name: the argument that holds the noise level.
+        batched: the arguments with one row a sample in their first dimension (or one entry a sample in a list).
+        columns: the arguments with one row a sample in their *second* dimension.
+        t_start: a noise level near the beginning of a run, in the units of the class.
+        t_end: one near the end; greater than ``t_start`` where the class counts from 0 (noise) to 1 (data).
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[..., dict[str, Any]]
+    x_name: str = "hidden_states"
+    t_name: str = "timestep"
+    batched: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    t_start: float = 900.0
+    t_end: float = 100.0
+
+    def rows(self, inputs: Mapping[str, Any], chosen: list[int]) -> dict[str, Any]:
+        """Cut the arguments of a call to some rows of the batch."""
+        cut = dict(inputs)
+        for name in self.batched:
+            cut[name] = _take(inputs[name], chosen)
+        for name in self.columns:
+            cut[name] = inputs[name][:, chosen]
+        return cut
+
+
+def _take(value: Any, rows: list[int]) -> Any:
+    if isinstance(value, dict):
+        return {key: _take(item, rows) for key, item in value.items()}
+    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def _builder(class_name: str, **config: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(20)
+            model = getattr(diffusers, class_name)(**config)
+            _liven(model)
+        return model.eval().requires_grad_(False)
+
+    return build
+
+
+def _liven(model: nn.Module) -> None:
+    """Give parameters that start as zeros small values, so that a tiny model uses all it has."""
+    generator = torch.Generator().manual_seed(21)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0.0, 0.1, generator=generator)
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+@frozen(eq=False)
+class _Make:
+    """Builds the arguments of a call from what one row needs.
+
+    Attributes:
+        rows: argument to its shape without the batch (normal noise), or to a function that makes one row.
+        shared: argument to its value for the whole batch, or to a function of the batch size.
+        columns: argument to the shape of one row, whose dimension 1 is the batch.
+        t_name: name of the noise level.
+        t: its default value.
+        t_shape: further dimensions of it, every entry the same; ``None`` for one value whatever the batch.
+        t_dtype: its dtype.
+    """
+
+    rows: Mapping[str, Shape | RowMaker]
+    shared: Mapping[str, Any] = field(factory=dict)
+    columns: Mapping[str, Shape] = field(factory=dict)
+    t_name: str = "timestep"
+    t: float = 500.0
+    t_shape: Shape | None = ()
+    t_dtype: torch.dtype = torch.float32
+
+    def __call__(self, batch: int, seed: int = 0, t: float | None = None) -> dict[str, Any]:
+        generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
+        made: dict[str, Any] = {}
+        for name, row in self.rows.items():
+            made[name] = _join([row(g) if callable(row) else torch.randn(1, *row, generator=g) for g in generators])
+        for name, shape in self.columns.items():
+            made[name] = torch.stack([torch.randn(*shape, generator=g) for g in generators], dim=1)
+        value = self.t if t is None else t
+        size = (1,) if self.t_shape is None else (batch, *self.t_shape)
+        made[self.t_name] = torch.full(size, value).to(self.t_dtype)
+        for name, value_of in self.shared.items():
+            made[name] = value_of(batch) if callable(value_of) else value_of
+        return made
+
+    def batched(self) -> tuple[str, ...]:
+        return (*self.rows, *(() if self.t_shape is None else (self.t_name,)))
+
+
+def _join(rows: list[Any]) -> Any:
+    if isinstance(rows[0], dict):
+        return {key: _join([row[key] for row in rows]) for key in rows[0]}
+    if isinstance(rows[0], list):
+        return [item for row in rows for item in row]
+    return torch.cat(rows)
+
+
+def _mask(length: int, shortest: int = 2, dtype: torch.dtype = torch.int64) -> RowMaker:
+    """A text mask whose number of valid tokens differs from row to row."""
+
+    def make(generator: torch.Generator) -> Tensor:
+        valid = int(torch.randint(shortest, length + 1, (1,), generator=generator))
+        return (torch.arange(length) < valid).to(dtype)[None]
+
+    return make
+
+
+def _full_mask(length: int, dtype: torch.dtype = torch.int64) -> RowMaker:
+    return lambda _: torch.ones(1, length, dtype=dtype)
+
+
+def _constant(*shape: int, value: float) -> RowMaker:
+    return lambda _: torch.full((1, *shape), value)
+
+
+def _label(classes: int) -> RowMaker:
+    return lambda generator: torch.randint(classes, (1,), generator=generator)
+
+
+def _as_list(*shape: int) -> RowMaker:
+    """One entry of a list of tensors."""
+    return lambda generator: [torch.randn(*shape, generator=generator)]
+
+
+def _grid(height: int, width: int, axes: int = 3) -> Tensor:
+    """Position ids ``(height * width, axes)`` of an image, row and column in axes 1 and 2."""
+    ids = torch.zeros(height, width, axes)
+    ids[..., 1] += torch.arange(height)[:, None]
+    ids[..., 2] += torch.arange(width)[None]
+    return ids.reshape(height * width, axes)
+
+
+def _angles(length: int, dim: int) -> tuple[Tensor, Tensor]:
+    """Rotary embeddings (cos, sin), each ``(length, dim)``, without a batch dimension."""
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies).repeat_interleave(2, dim=1)
+    return angles.cos(), angles.sin()
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def _entry(class_name: str, config: dict[str, Any], make: _Make, **rest: Any) -> TinyModel:
+    return TinyModel(
+        build=_builder(class_name, **config),
+        inputs=make,
+        t_name=make.t_name,
+        batched=make.batched(),
+        columns=tuple(make.columns),
+        **rest,
+    )
+
+
+_SIGMA = {"t_start": 0.9, "t_end": 0.1}
+"""Classes that take t in [0, 1], 1 is noise."""
+_REVERSED = {"t_start": 0.1, "t_end": 0.9}
+"""Classes that take t in [0, 1], 0 is noise."""
+
+
+def _wan(batch_of: dict[str, Shape | RowMaker], *, t_shape: Shape = (), **config: Any) -> TinyModel:
+    base = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 16,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 3,
+        "rope_max_seq_len": 32,
+    }
+    return _entry("WanTransformer3DModel", base | config, _Make(batch_of, t_shape=t_shape))
+
+
+def _wan_vace() -> TinyModel:
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 16,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 3,
+        "rope_max_seq_len": 32,
+        "vace_layers": [0, 2],  # the last block takes a hint too: the hint is added after its output
+        "vace_in_channels": 6,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 2, 4, 4),
+        "encoder_hidden_states": (6, 16),
+        "control_hidden_states": (6, 2, 4, 4),
+    }
+    return _entry(
+        "WanVACETransformer3DModel",
+        config,
+        _Make(rows, shared={"control_hidden_states_scale": torch.tensor([1.0, 0.7])}),
+    )
+
+
+def _ltx() -> TinyModel:
+    config = {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "num_layers": 3,
+        "caption_channels": 12,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (32, 8),
+        "encoder_hidden_states": (6, 12),
+        "encoder_attention_mask": _mask(6),
+    }
+    return _entry("LTXVideoTransformer3DModel", config, _Make(rows, {"num_frames": 2, "height": 4, "width": 4}))
+
+
+def _ltx2() -> TinyModel:
+    config = {
+        "in_channels": 8,
+        "out_channels": 8,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "audio_in_channels": 4,
+        "audio_out_channels": 4,
+        "audio_num_attention_heads": 2,
+        "audio_attention_head_dim": 4,
+        "audio_cross_attention_dim": 8,
+        "num_layers": 2,
+        "caption_channels": 12,
+        "rope_double_precision": False,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (32, 8),
+        "audio_hidden_states": (5, 4),
+        "encoder_hidden_states": (6, 12),
+        "audio_encoder_hidden_states": (6, 12),
+        "encoder_attention_mask": _mask(6),
+        "audio_encoder_attention_mask": _mask(6),
+    }
+    shared = {"num_frames": 2, "height": 4, "width": 4, "fps": 24.0, "audio_num_frames": 5}
+    return _entry("LTX2VideoTransformer3DModel", config, _Make(rows, shared))
+
+
+def _cogvideox(*, new: bool) -> TinyModel:
+    config: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 12,
+        "text_embed_dim": 16,
+        "num_layers": 3,
+        "sample_width": 8,
+        "sample_height": 8,
+        "sample_frames": 5,
+        "max_text_seq_length": 6,
+    }
+    rows: dict[str, Shape | RowMaker] = {"hidden_states": (2, 4, 8, 8), "encoder_hidden_states": (6, 16)}
+    shared: dict[str, Any] = {}
+    if new:
+        config |= {
+            "patch_size_t": 2,
+            "patch_bias": False,
+            "ofs_embed_dim": 12,
+            "use_rotary_positional_embeddings": True,
+        }
+        rows["hidden_states"] = (4, 4, 4, 4)
+        shared = {"image_rotary_emb": _angles(8, 8), "ofs": torch.full((1,), 2.0)}
+    return _entry("CogVideoXTransformer3DModel", config, _Make(rows, shared, t_dtype=torch.int64))
+
+
+def _hunyuan_video() -> TinyModel:
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "guidance_embeds": True,
+        "text_embed_dim": 16,
+        "pooled_projection_dim": 8,
+        "rope_axes_dim": (4, 6, 6),
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 2, 4, 4),
+        "encoder_hidden_states": (6, 16),
+        "encoder_attention_mask": _mask(6),
+        "pooled_projections": (8,),
+        "guidance": _constant(value=6000.0),
+    }
+    return _entry("HunyuanVideoTransformer3DModel", config, _Make(rows))
+
+
+def _hunyuan_video_15() -> TinyModel:
+    config = {
+        "in_channels": 9,  # latent, condition and mask
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 3,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": 16,
+        "text_embed_2_dim": 12,
+        "image_embed_dim": 8,
+        "rope_axes_dim": (4, 6, 6),
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (9, 2, 3, 3),
+        "encoder_hidden_states": (6, 16),
+        "encoder_attention_mask": _mask(6),
+        "encoder_hidden_states_2": (4, 12),
+        "encoder_attention_mask_2": _mask(4),
+        "image_embeds": (5, 8),
+    }
+    return _entry("HunyuanVideo15Transformer3DModel", config, _Make(rows))
+
+
+def _mochi() -> TinyModel:
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 3,
+        "pooled_projection_dim": 12,
+        "in_channels": 4,
+        "text_embed_dim": 16,
+        "time_embed_dim": 8,
+        "max_sequence_length": 6,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 2, 4, 4),
+        "encoder_hidden_states": (6, 16),
+        "encoder_attention_mask": _mask(6, dtype=torch.bool),
+    }
+    return _entry("MochiTransformer3DModel", config, _Make(rows), t_start=100.0, t_end=900.0)
+
+
+def _cosmos() -> TinyModel:
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": 3,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": 12,
+        "adaln_lora_dim": 4,
+        "max_size": (4, 16, 16),
+        "concat_padding_mask": False,  # it would need torchvision
+    }
+    rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 2, 4, 4), "encoder_hidden_states": (6, 12)}
+    return _entry("CosmosTransformer3DModel", config, _Make(rows, {"fps": 24}, t=0.5), **_SIGMA)
+
+
+def _flux(*, singles: int) -> TinyModel:
+    guided = singles > 0  # FLUX.1-dev, otherwise as FLUX.1-schnell
+    config = {
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_single_layers": singles,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "pooled_projection_dim": 8,
+        "guidance_embeds": guided,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (16, 4),
+        "encoder_hidden_states": (5, 12),
+        "pooled_projections": (8,),
+    }
+    if guided:
+        rows["guidance"] = _constant(value=3.5)
+    shared = {"img_ids": _grid(4, 4), "txt_ids": torch.zeros(5, 3)}
+    return _entry("FluxTransformer2DModel", config, _Make(rows, shared, t=0.5), **_SIGMA)
+
+
+def _flux2() -> TinyModel:
+    config = {
+        "in_channels": 8,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "timestep_guidance_channels": 16,
+        "mlp_ratio": 2.0,
+        "axes_dims_rope": (4, 4, 4, 4),
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (16, 8),
+        "encoder_hidden_states": (5, 12),
+        "guidance": _constant(value=4.0),
+        "img_ids": lambda _: _grid(4, 4, axes=4)[None],
+        "txt_ids": lambda _: torch.zeros(1, 5, 4),
+    }
+    return _entry("Flux2Transformer2DModel", config, _Make(rows, t=0.5), **_SIGMA)
+
+
+def _qwen_image() -> TinyModel:
+    config = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (16, 16),
+        "encoder_hidden_states": (5, 12),
+        "encoder_hidden_states_mask": _mask(5),
+        "img_shapes": lambda _: [[(1, 4, 4)]],
+    }
+    return _entry("QwenImageTransformer2DModel", config, _Make(rows, t=0.5), **_SIGMA)
+
+
+def _sd3() -> TinyModel:
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 8,
+        "pos_embed_max_size": 8,
+        "qk_norm": "rms_norm",
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 8, 8),
+        "encoder_hidden_states": (5, 12),
+        "pooled_projections": (8,),
+    }
+    return _entry("SD3Transformer2DModel", config, _Make(rows))
+
+
+def _pixart() -> TinyModel:
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 3,
+        "cross_attention_dim": 24,
+        "sample_size": 8,
+        "caption_channels": 12,
+        "use_additional_conditions": True,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 8, 8),
+        "encoder_hidden_states": (5, 12),
+        "encoder_attention_mask": _mask(5),
+        "added_cond_kwargs": lambda _: {
+            "resolution": torch.tensor([[512.0, 512.0]]),
+            "aspect_ratio": torch.tensor([[1.0]]),
+        },
+    }
+    return _entry("PixArtTransformer2DModel", config, _Make(rows, t_dtype=torch.int64))
+
+
+def _sana() -> TinyModel:
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "num_layers": 3,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 8,
+        "cross_attention_dim": 16,
+        "caption_channels": 12,
+        "sample_size": 4,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 4, 4),
+        "encoder_hidden_states": (5, 12),
+        "encoder_attention_mask": _mask(5),
+    }
+    return _entry("SanaTransformer2DModel", config, _Make(rows))
+
+
+def _dit() -> TinyModel:
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 3,
+        "sample_size": 8,
+    }
+    rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 8, 8), "class_labels": _label(1000)}
+    return _entry("DiTTransformer2DModel", config, _Make(rows, t_dtype=torch.int64))
+
+
+def _lumina2() -> TinyModel:
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "hidden_size": 32,
+        "num_layers": 3,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "num_kv_heads": 1,
+        "multiple_of": 8,
+        "axes_dim_rope": (4, 6, 6),
+        "axes_lens": (16, 8, 8),
+        "cap_feat_dim": 12,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 8, 8),
+        "encoder_hidden_states": (5, 12),
+        "encoder_attention_mask": _full_mask(5),  # with masks that differ the joint sequence depends on the batch
+    }
+    return _entry("Lumina2Transformer2DModel", config, _Make(rows, t=0.5), **_REVERSED)
+
+
+def _hidream() -> TinyModel:
+    config = {
+        "patch_size": 2,
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_channels": [12, 10],
+        "text_emb_dim": 8,
+        "num_routed_experts": 2,
+        "num_activated_experts": 1,
+        "axes_dims_rope": (4, 2, 2),
+        "max_resolution": (8, 8),
+        "llama_layers": [0, 1, 2, 3],
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 8, 8),
+        "encoder_hidden_states_t5": (5, 12),
+        "pooled_embeds": (8,),
+    }
+    columns = {"encoder_hidden_states_llama3": (4, 5, 10)}
+    return _entry("HiDreamImageTransformer2DModel", config, _Make(rows, columns=columns, t_name="timesteps"))
+
+
+def _auraflow() -> TinyModel:
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "num_mmdit_layers": 2,
+        "num_single_dit_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "caption_projection_dim": 16,
+        "pos_embed_max_size": 64,
+    }
+    rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 8, 8), "encoder_hidden_states": (5, 12)}
+    return _entry("AuraFlowTransformer2DModel", config, _Make(rows, t=0.5), **_SIGMA)
+
+
+def _chroma() -> TinyModel:
+    config = {
+        "in_channels": 4,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "axes_dims_rope": (4, 6, 6),
+        "approximator_num_channels": 16,
+        "approximator_hidden_dim": 16,
+        "approximator_layers": 2,
+    }
+    text_mask = _mask(5, dtype=torch.bool)
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (16, 4),
+        "encoder_hidden_states": (5, 12),
+        "attention_mask": lambda generator: torch.cat([text_mask(generator), torch.ones(1, 16, dtype=torch.bool)], 1),
+    }
+    shared = {"img_ids": _grid(4, 4), "txt_ids": torch.zeros(5, 3)}
+    return _entry("ChromaTransformer2DModel", config, _Make(rows, shared, t=0.5), **_SIGMA)
+
+
+def _z_image() -> TinyModel:
+    config = {
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 3,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 12,
+        "axes_dims": [4, 6, 6],
+        "axes_lens": [96, 8, 8],
+    }
+    rows: dict[str, Shape | RowMaker] = {"x": _as_list(4, 1, 8, 8), "cap_feats": _as_list(5, 12)}
+    return _entry("ZImageTransformer2DModel", config, _Make(rows, t_name="t", t=0.5), x_name="x", **_REVERSED)
+
+
+def _stable_audio() -> TinyModel:
+    config = {
+        "sample_size": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "num_key_value_attention_heads": 2,
+        "cross_attention_dim": 16,
+        "time_proj_dim": 8,
+        "global_states_input_dim": 12,
+        "cross_attention_input_dim": 12,
+    }
+    rows: dict[str, Shape | RowMaker] = {
+        "hidden_states": (4, 12),
+        "encoder_hidden_states": (5, 12),
+        "global_hidden_states": (1, 12),
+    }
+    shared = {"rotary_embedding": _angles(13, 4)}  # one token more: the global one; half of a head's size
+    return _entry("StableAudioDiTModel", config, _Make(rows, shared, t=0.5, t_shape=None), **_SIGMA)
+
+
+TINY: dict[str, TinyModel] = {
+    "WanTransformer3DModel": _wan({"hidden_states": (4, 2, 4, 4), "encoder_hidden_states": (6, 16)}),
+    "WanTransformer3DModel-i2v": _wan(
+        {
+            "hidden_states": (8, 2, 4, 4),  # latent and condition
+            "encoder_hidden_states": (512, 16),  # the attention takes what exceeds 512 tokens for the image's
+            "encoder_hidden_states_image": (5, 8),
+        },
+        in_channels=8,
+        image_dim=8,
+        added_kv_proj_dim=24,
+    ),
+    "WanTransformer3DModel-ti2v": _wan(  # one t a token
+        {"hidden_states": (4, 2, 4, 4), "encoder_hidden_states": (6, 16)}, t_shape=(8,)
+    ),
+    "WanVACETransformer3DModel": _wan_vace(),
+    "LTXVideoTransformer3DModel": _ltx(),
+    "LTX2VideoTransformer3DModel": _ltx2(),
+    "CogVideoXTransformer3DModel": _cogvideox(new=False),
+    "CogVideoXTransformer3DModel-1.5": _cogvideox(new=True),
+    "HunyuanVideoTransformer3DModel": _hunyuan_video(),
+    "HunyuanVideo15Transformer3DModel": _hunyuan_video_15(),
+    "MochiTransformer3DModel": _mochi(),
+    "CosmosTransformer3DModel": _cosmos(),
+    "FluxTransformer2DModel": _flux(singles=2),
+    "FluxTransformer2DModel-double": _flux(singles=0),
+    "Flux2Transformer2DModel": _flux2(),
+    "QwenImageTransformer2DModel": _qwen_image(),
+    "SD3Transformer2DModel": _sd3(),
+    "PixArtTransformer2DModel": _pixart(),
+    "SanaTransformer2DModel": _sana(),
+    "DiTTransformer2DModel": _dit(),
+    "Lumina2Transformer2DModel": _lumina2(),
+    "HiDreamImageTransformer2DModel": _hidream(),
+    "AuraFlowTransformer2DModel": _auraflow(),
+    "ChromaTransformer2DModel": _chroma(),
+    "ZImageTransformer2DModel": _z_image(),
+    "StableAudioDiTModel": _stable_audio(),
+}
+"""By class name; a second configuration of a class has a suffix after a dash."""
