@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cachepolicies import CachedDenoiser, _host, sample
+from cachepolicies import CachedDenoiser, _host, enable, sample
 from conftest import SHAPE, Counted, linear_profile, mixture
+from tiny_pipelines import PIPELINES
 
 TIMESTEPS = tuple(float(t) for t in range(1000, 0, -40))
 WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
@@ -117,6 +118,50 @@ def test_our_own_loop_does_not_read_t_back(policy, a_step, monkeypatch):
             sample(denoiser, "flow-euler", torch.randn(2, *SHAPE), num_steps=steps)
         reads_of.append(sum(reads.values()))
     assert reads_of[1] - reads_of[0] == 10 * a_step
+
+
+IN_PLACE = {
+    "magcache": ("magcache", {"threshold": 0.5, "ratios": (1.0, *[0.98] * 19), "retention_ratio": 0.1}, 0),
+    "uniform": ("uniform", {"every": 2}, 0),
+    "never": ("never", {}, 0),
+    "sencache": ("sencache", {"epsilon": 0.2, "epsilon_start": 0.2}, 1),
+    "teacache": (
+        "teacache",
+        {"threshold": 0.2, "signal": "modulated_input", "coefficients": (1.0, 0.0), "first": 1, "last": 1},
+        1,
+    ),
+}
+
+
+def reads_a_step(tiny, pipe, monkeypatch, **call):
+    """Reads and waiting operators of a step of a pipeline, from the difference between 10 and 20 steps."""
+    counts = []
+    for steps in (10, 20):
+        with counting_reads(monkeypatch) as reads, counting_operators() as operators:
+            tiny.call(pipe, steps=steps, **call)
+        counts.append(sum(reads.values()) + sum(operators.values()))
+    return (counts[1] - counts[0]) / 10
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing was reused:cachepolicies.CacheWarning")
+@pytest.mark.parametrize("policy", list(IN_PLACE))
+@pytest.mark.parametrize(("name", "guidance"), [("flux", False), ("wan", True)])
+def test_synchronisations_a_step_inside_a_pipeline(name, policy, guidance, monkeypatch):
+    """The t of FLUX is a new tensor at every step (t / 1000), that of Wan a view; neither is read back."""
+    tiny = PIPELINES[name]
+    for module in ("_guards", "_host", "inplace.clock"):
+        monkeypatch.setattr(f"cachepolicies.{module}.visible", lambda tensor: False)
+    plain = reads_a_step(tiny, tiny.build(), monkeypatch, guidance=guidance)
+    chosen, settings, most = IN_PLACE[policy]
+    levels = [t / 1000 for t in TIMESTEPS] if name == "flux" else TIMESTEPS
+    profile = linear_profile(levels, 0.1, 0.1 / levels[0], type(tiny.build().transformer).__name__)
+    pipe = tiny.build()
+    with enable(pipe, chosen, profile=profile if policy == "sencache" else None, **settings) as on:
+        ours = reads_a_step(tiny, pipe, monkeypatch, guidance=guidance) - plain
+        assert on.trace.calls == 20 * (2 if guidance else 1)
+        assert on.trace.cache_ratio > 0 or policy == "never"
+    assert ours <= most
+    assert ours == most, "fewer than stated: the test does not see what it should"
 
 
 def test_the_counters_count(monkeypatch):

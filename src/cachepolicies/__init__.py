@@ -26,8 +26,13 @@ from cachepolicies._substitute import Refresh as Refresh
 from cachepolicies._substitute import Substitute as Substitute
 from cachepolicies._trace import Trace as Trace
 from cachepolicies._units import row_rms as row_rms
+from cachepolicies.adapters.base import Adapter as Adapter
 from cachepolicies.calibration import CalibrationSamples as CalibrationSamples
 from cachepolicies.calibration import calibrate as calibrate
+from cachepolicies.inplace import Enabled as Enabled
+from cachepolicies.inplace import disable as disable
+from cachepolicies.inplace import enable as enable
+from cachepolicies.inplace import trace as trace
 from cachepolicies.profiles.io import save_profile as save_profile
 from cachepolicies.profiles.load import load_profile as load_profile
 from cachepolicies.profiles.schema import Profile as Profile
@@ -39,12 +44,14 @@ from cachepolicies.schedulers.resolve import as_scheduler as as_scheduler
 __version__ = _version("cachepolicies")
 
 __all__ = [
+    "Adapter",
     "CachePoliciesError",
     "CachePolicy",
     "CacheWarning",
     "CachedDenoiser",
     "CalibrationSamples",
     "Decision",
+    "Enabled",
     "InputError",
     "Needs",
     "NeedsError",
@@ -64,8 +71,11 @@ __all__ = [
     "UnknownNameError",
     "as_scheduler",
     "calibrate",
+    "disable",
+    "enable",
     "load_profile",
     "row_rms",
     "sample",
     "save_profile",
+    "trace",
 ]

@@ -1,0 +1,147 @@
+"""Where in its run a pipeline is, from its scheduler: which timesteps it visits, and which of them comes now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, frozen
+from torch import Tensor
+
+from cachepolicies._host import DeclaredTimesteps, host_time, visible
+from cachepolicies._run import rounding_of
+from cachepolicies.adapters.base import Clock
+
+_FORMS: dict[Clock, Callable[[float], float]] = {
+    "timestep": lambda t: t,
+    "unit": lambda t: t / 1000.0,
+    "reversed-unit": lambda t: 1.0 - t / 1000.0,
+}
+
+_NEAR_ZERO = 1e-6
+"""Absolute slack of a level, for those at or next to zero."""
+
+
+@frozen
+class Position:
+    """Where the context of a call says that it is; see ``diffusers``' ``cache_context``.
+
+    Attributes:
+        index: step, counted from the start of the pipeline's loop.
+        num_steps: length of that loop.
+    """
+
+    index: int
+    num_steps: int
+
+
+@define(eq=False)
+class PipelineRun:
+    """The run that a pipeline's scheduler is set up for.
+
+    Attributes:
+        source: the scheduler's own tensor of timesteps; a new one is a new run.
+        given: the levels of the run as the model is called with, or ``None`` where the scheduler's timesteps are not
+            what it is called with.
+        num_steps: entries of the run.
+        offset: the first of the scheduler's timesteps that this run visits.
+        trusted: whether the scheduler's own count has been seen to agree with the t of a call.
+    """
+
+    source: Tensor
+    given: DeclaredTimesteps | None
+    num_steps: int
+    offset: int
+    trusted: bool = False
+
+
+@define(eq=False)
+class PipelineClock:
+    """Follows one pipeline's scheduler. Nothing is counted: the scheduler says where it is.
+
+    One clock serves all denoisers of a pipeline: where another takes over in the middle of a run, it is the same run.
+
+    Attributes:
+        scheduler: returns the scheduler that the pipeline has now.
+        form: how the model's pipelines usually write the noise level.
+    """
+
+    scheduler: Callable[[], Any]
+    form: Clock = "timestep"
+    _latest: PipelineRun | None = None
+
+    @property
+    def latest(self) -> PipelineRun | None:
+        """The run that began last."""
+        return self._latest
+
+    def timesteps(self) -> Tensor | None:
+        """Return the scheduler's tensor of timesteps, ``None`` before it was set up."""
+        found = getattr(self.scheduler(), "timesteps", None)
+        return found if isinstance(found, Tensor) and found.ndim == 1 and found.numel() else None
+
+    def begin(self, t: object, batch: int, position: Position | None) -> PipelineRun | None:
+        """Return the run that starts with a call at t; ``None`` where the scheduler has no timesteps.
+
+        Args:
+            t: as the model is called; read on the host.
+            batch: rows of the latent.
+            position: what the context says, if it does.
+        """
+        source = self.timesteps()
+        if source is None:
+            return None
+        if self._latest is None or self._latest.source is not source:
+            self._latest = self._new(source, host_time(t, batch), rounding_of(t), position)
+        return self._latest
+
+    def _new(self, source: Tensor, level: float, rounding: float, position: Position | None) -> PipelineRun:
+        values = [float(v) for v in source.tolist()]
+        start = self._start(len(values), position)
+        for form in dict.fromkeys((self.form, *_FORMS)):
+            mapped = [_FORMS[form](v) for v in values]
+            place = next((i for i in range(start or 0, len(mapped)) if _same(mapped[i], level, rounding)), None)
+            if place is None:
+                continue
+            first = place if start is None else start
+            given = DeclaredTimesteps.of(source[first:] if form == "timestep" else mapped[first:])
+            return PipelineRun(source, given, len(values) - first, first)
+        return PipelineRun(source, None, len(values) - (start or 0), start or 0)
+
+    def index(self, run: PipelineRun, position: Position | None) -> int | None:
+        """Return the entry of the run that comes now, if the context or the scheduler says so."""
+        if position is not None:
+            at: Any = run.offset + run.num_steps - position.num_steps + position.index
+        else:
+            at = getattr(self.scheduler(), "step_index", None)
+        known = isinstance(at, int) and 0 <= at - run.offset < run.num_steps
+        return at - run.offset if known else None
+
+    def level(self, run: PipelineRun, index: int | None, t: object, batch: int) -> float:
+        """Return the level of a call, reading t from the device only until the scheduler's count is trusted."""
+        given = run.given
+        if given is None:
+            return host_time(t, batch)
+        exact = given.values[index] if index is not None and index < len(given.values) else None
+        if isinstance(t, Tensor):
+            known = given.recognise(t)
+            if known is not None:
+                return known
+            if exact is not None and run.trusted and not visible(t):
+                return exact
+        level = host_time(t, batch)
+        if exact is not None and _same(exact, level, rounding_of(t)):
+            run.trusted = True
+            return exact
+        return level
+
+    def _start(self, count: int, position: Position | None) -> int | None:
+        """Return the first of the scheduler's timesteps that the pipeline's loop visits, where it is said."""
+        if position is not None and position.num_steps <= count:
+            return count - position.num_steps
+        begin = getattr(self.scheduler(), "begin_index", None)
+        return begin if isinstance(begin, int) and 0 <= begin < count else None
+
+
+def _same(expected: float, level: float, rounding: float) -> bool:
+    return abs(expected - level) <= max(rounding * max(abs(expected), abs(level)), _NEAR_ZERO)

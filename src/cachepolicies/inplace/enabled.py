@@ -1,0 +1,345 @@
+"""`enable`, `disable` and `trace`: caching in place, on a module or a diffusers pipeline."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from cachepolicies._assembly import assemble, make_policy
+from cachepolicies._call import Signature
+from cachepolicies._engine import EngineSettings
+from cachepolicies._errors import RunError, SettingsError
+from cachepolicies._host import DeclaredTimesteps
+from cachepolicies._policy import CachePolicy
+from cachepolicies._settings import boolean, fraction, non_negative_int, one_of
+from cachepolicies._step import RunInfo
+from cachepolicies._substitute import Substitute
+from cachepolicies._trace import Trace, joined
+from cachepolicies.adapters.base import Adapter
+from cachepolicies.inplace.clock import PipelineClock
+from cachepolicies.inplace.targets import denoisers_of
+from cachepolicies.profiles.schema import Profile
+
+if TYPE_CHECKING:
+    from cachepolicies.inplace._hook import Installed
+    from cachepolicies.inplace.binding import Binding
+
+_COPIES: Mapping[str, int | None] = {"auto": None, "separate": 1, "batched": 2}
+
+
+@frozen
+class _Options:
+    cfg: str = field(validator=one_of("auto", "separate", "batched"))
+    branches: str = field(validator=one_of("shared", "independent"))
+    per_sample: bool = field(validator=boolean)
+    audit: float = field(validator=fraction)
+    audit_seed: int = field(validator=non_negative_int)
+
+
+@frozen(eq=False)
+class _Place:
+    """What is enabled on one module."""
+
+    binding: Binding
+    installed: Installed
+
+
+def _place_on(module: nn.Module) -> _Place | None:
+    """Return what is enabled on a module; it lives with the module's own hook, so nothing outlives the module."""
+    registry = getattr(module, "_diffusers_hook", None)
+    place = None if registry is None else getattr(registry.get_hook("cachepolicies"), "place", None)
+    return place if isinstance(place, _Place) else None
+
+
+class Enabled:
+    """Caching that is enabled on a target; leaving its context disables it.
+
+    Attributes:
+        target: the module or pipeline.
+    """
+
+    def __init__(self, target: Any, bindings: Sequence[Binding]) -> None:
+        self.target = target
+        self._bindings = tuple(bindings)
+
+    @property
+    def trace(self) -> Trace:
+        """The record of the run in progress, or of the last one; of two denoisers, one behind the other."""
+        return _joined(self._bindings)
+
+    @property
+    def policy(self) -> CachePolicy:
+        """The policy with its settings, the profile's included (of the first denoiser, where there are two)."""
+        return self._bindings[0].engine.policy
+
+    def disable(self) -> None:
+        """Restore the target; see `disable`."""
+        disable(self.target)
+
+    def reset(self) -> None:
+        """End the run in progress and free what is remembered. The trace stays."""
+        for binding in self._bindings:
+            binding.end_run()
+
+    @contextmanager
+    def run(self, timesteps: Sequence[float] | Tensor) -> Iterator[None]:
+        """Declare a run, where no pipeline's scheduler tells of it.
+
+        Args:
+            timesteps: ``(N,)`` the t of every step, as the module is called with.
+
+        Raises:
+            InputError: the timesteps are not a flat sequence of finite numbers.
+        """
+        for binding in self._bindings:
+            binding.declare(DeclaredTimesteps.of(timesteps))
+        try:
+            yield
+        except BaseException:
+            self._abandon()
+            raise
+        self.reset()
+
+    def __enter__(self) -> Enabled:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._abandon()
+        self.disable()
+
+    def _abandon(self) -> None:
+        for binding in self._bindings:
+            binding.abandon()
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{b.name}: {b.engine.policy!r} at {b.site.name!r}" for b in self._bindings)
+        return f"Enabled({what})"
+
+
+def enable(
+    target: Any,
+    policy: str | CachePolicy = "sencache",
+    *,
+    profile: Profile | str | Path | Mapping[str, Profile | str | Path] | None = None,
+    site: str = "blocks",
+    substitute: str | Substitute = "hold",
+    adapter: Adapter | None = None,
+    cfg: Literal["auto", "separate", "batched"] = "auto",
+    branches: Literal["shared", "independent"] = "shared",
+    per_sample: bool | None = None,
+    batched: Collection[str] | None = None,
+    x_name: str | None = None,
+    t_name: str | None = None,
+    audit: float = 0.0,
+    audit_seed: int = 0,
+    **settings: Any,
+) -> Enabled:
+    """Cache the denoiser of a diffusers pipeline, or any module, in place.
+
+    Nothing about ``pipe.transformer`` changes except what a call costs; `disable` undoes it. Runs and steps come from
+    the pipeline's scheduler, guidance branches from diffusers' ``cache_context``, from the doubled batch, or from the
+    conditioning of the calls:
+
+    ```python
+    cachepolicies.enable(pipe, policy="teacache", profile="flux.1-dev")
+    image = pipe(prompt).images[0]
+    print(cachepolicies.trace(pipe))
+    cachepolicies.disable(pipe)
+    ```
+
+    Args:
+        target: a diffusers pipeline (its transformer, both transformers of Wan 2.2, or its U-Net), or a module.
+        policy: when to reuse: a registered name, a spec ``"teacache:threshold=0.2"``, or an object.
+        profile: what calibration measured, or what was published; a mapping gives one for each denoiser by its name in
+            the pipeline.
+        site: where the evaluation is cut: ``"blocks"``, ``"output"``, or the path of a submodule.
+        substitute: what stands in for a skipped evaluation.
+        adapter: for ``site="blocks"``, instead of the one registered for the module's class.
+        cfg: ``"batched"`` if the batch is doubled for guidance, ``"separate"`` if not; ``"auto"`` sees it from the
+            latent that a run begins with.
+        branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
+        per_sample: whether every sample decides for itself; by default it does unless the adapter says that the samples
+            of a batch depend on each other.
+        batched: names of the arguments with one row a sample; by default as the adapter says, or every tensor whose
+            first dimension is the batch size.
+        x_name: name of the latent argument, where it is not found by itself.
+        t_name: name of the noise-level argument, where it is not found by itself.
+        audit: fraction of the reused calls that is evaluated all the same, for the trace only.
+        audit_seed: seed of that choice.
+        **settings: settings of the policy, when it is given by name.
+
+    Returns:
+        What is enabled: ``trace``, ``run`` and ``disable``; also a context that disables at its end.
+
+    Raises:
+        RunError: caching is enabled on it already, by this library or by diffusers' own ``enable_cache``.
+        SettingsError: the target has no denoiser, or a setting is wrong.
+        UnknownNameError, NeedsError, PolicyError, ProfileError: see `CachedDenoiser`.
+    """
+    from cachepolicies.inplace._hook import Installed  # with diffusers, which takes seconds to import
+
+    modules = denoisers_of(target)
+    for name, module in modules.items():
+        _refuse_second(name, module)
+    if isinstance(profile, Mapping) and (strangers := sorted(set(profile) - set(modules))):
+        raise SettingsError(f"profile is given for {strangers[0]!r}; the denoisers here are {', '.join(modules)}")
+    made = make_policy(policy, settings)
+    clock = None if isinstance(target, nn.Module) else _clock(target)
+    places: list[_Place] = []
+    try:
+        for name, module in modules.items():
+            binding = _bind(
+                clock,
+                name,
+                module,
+                made,
+                profile=profile.get(name) if isinstance(profile, Mapping) else profile,
+                site=site,
+                substitute=substitute,
+                adapter=adapter,
+                options=lambda known: _Options(cfg, branches, _per_sample(per_sample, known), audit, audit_seed),
+                batched=batched,
+                x_name=x_name,
+                t_name=t_name,
+            )
+            place = _Place(binding, Installed(module, binding.hook))
+            binding.hook.place = place
+            places.append(place)
+    except BaseException:
+        for place in places:
+            _remove(place)
+        raise
+    return Enabled(target, [place.binding for place in places])
+
+
+def disable(target: Any) -> None:
+    """Take caching off a module or pipeline again, and leave it exactly as it was.
+
+    Raises:
+        RunError: nothing is enabled on it, or its forward was replaced by something else since.
+    """
+    places = _places(target, "disable")
+    for place in places:
+        _remove(place)
+    for place in places:  # only now: what a run's end warns of may be raised
+        place.binding.end_run()
+
+
+def trace(target: Any) -> Trace:
+    """Return the record of the last run of a module or pipeline with caching enabled.
+
+    Raises:
+        RunError: nothing is enabled on it.
+    """
+    return _joined([place.binding for place in _places(target, "trace")])
+
+
+def _joined(bindings: Sequence[Binding]) -> Trace:
+    """Return the traces of a pipeline's last run as one."""
+    several = len(bindings) > 1
+    traces = [
+        (b.name, Trace(b.trace.policy, b.trace.substitute) if several and b.outdated else b.trace) for b in bindings
+    ]
+    return joined(traces)
+
+
+def _clock(pipeline: Any) -> PipelineClock:
+    owner = weakref.ref(pipeline)
+    return PipelineClock(lambda: getattr(owner(), "scheduler", None))
+
+
+def _bind(
+    clock: PipelineClock | None,
+    name: str,
+    module: nn.Module,
+    policy: CachePolicy,
+    *,
+    profile: Profile | str | Path | None,
+    site: str,
+    substitute: str | Substitute,
+    adapter: Adapter | None,
+    options: Callable[[Adapter | None], _Options],
+    batched: Collection[str] | None,
+    x_name: str | None,
+    t_name: str | None,
+) -> Binding:
+    from cachepolicies.inplace.binding import Binding
+
+    bound: list[Binding] = []
+
+    def engine_settings(known: Adapter | None) -> EngineSettings:
+        given = options(known)
+        return EngineSettings(
+            copies=_COPIES[given.cfg],
+            per_sample=bool(given.per_sample),
+            shared_branches=given.branches == "shared",
+            audit=float(given.audit),
+            audit_seed=int(given.audit_seed),
+        )
+
+    def notes(info: RunInfo) -> Sequence[str]:
+        return bound[0].notes(info)
+
+    assembly = assemble(
+        module,
+        policy,
+        {},
+        profile=profile,
+        substitute=substitute,
+        site=site,
+        adapter=adapter,
+        engine_settings=engine_settings,
+        notes=notes,
+    )
+    known = assembly.adapter
+    signature = Signature.of(module, x_name, t_name, batched, None if known is None else known.rows)
+    if clock is not None and known is not None:
+        clock.form = known.clock
+    binding = Binding(name, module, assembly, signature, clock)
+    bound.append(binding)
+    return binding
+
+
+def _per_sample(wanted: bool | None, adapter: Adapter | None) -> bool:
+    if wanted is None:
+        return adapter is None or adapter.rows_independent
+    return wanted
+
+
+def _refuse_second(name: str, module: nn.Module) -> None:
+    place = _place_on(module)
+    if place is not None:
+        binding = place.binding
+        raise RunError(
+            f"caching is enabled on {name} already: {binding.engine.policy!r} at site {binding.site.name!r}; "
+            "cachepolicies.disable it first"
+        )
+    if getattr(module, "is_cache_enabled", False):
+        config = type(getattr(module, "_cache_config", None)).__name__
+        raise RunError(f"diffusers' own cache is enabled on {name} ({config}); call its disable_cache() first")
+
+
+def _places(target: Any, what: str) -> list[_Place]:
+    modules = denoisers_of(target)
+    places = [place for module in modules.values() if (place := _place_on(module)) is not None]
+    if not places:
+        raise RunError(
+            f"cannot {what}: caching is not enabled on {', '.join(modules)} of this {type(target).__name__}; "
+            "cachepolicies.enable it first"
+        )
+    return places
+
+
+def _remove(place: _Place) -> None:
+    place.installed.remove()
+    place.binding.hook.place = None
