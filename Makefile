@@ -41,6 +41,7 @@ docs: $(INSTALLED_DOCS)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
+	$(BIN)/python bench/inplace.py
 
 train: $(INSTALLED)
 	$(BIN)/python training/train_classifier.py

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cachepolicies._errors import SettingsError
+from cachepolicies.calibration.blocks import fitted, probe_of
 from cachepolicies.calibration.count import EvaluationCount, evaluations_needed, has_next_point
 from cachepolicies.calibration.measure import BatchMeasurements, measure_batch
 from cachepolicies.calibration.partial import PartialResults
@@ -26,6 +27,7 @@ from cachepolicies.profiles.match import config_hash, digest_tensor, dtype_name,
 from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerInfo, Trajectory
 from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
+from cachepolicies.sites.probe import BlocksProbe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +46,7 @@ def calibrate(
     seeds: Sequence[int] | None = None,
     model_class: str | None = None,
     hash_weights: bool = True,
+    blocks: bool | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     console: Console | None = None,
@@ -78,6 +81,10 @@ def calibrate(
         seeds: instead of ``samples.seeds``.
         model_class: name to record instead of `cachepolicies.profiles.model_class_name`'s.
         hash_weights: record the sha256 of the weights; reads them all once.
+        blocks: whether to measure, in the same evaluations, what MagCache and TeaCache need of the block stack: the
+            table ``magnitude_ratio``, the relative changes of the signals and of the output, and a polynomial of one in
+            the other for every signal. ``None``: if the model is a network whose stack is known, or names one by an
+            attribute ``network``.
         checkpoint: folder for finished batches, so that an interrupted calibration resumes. Kept when done: clear it
             with `clear_checkpoint` once the profile is saved.
         progress: show the number of evaluations and a progress bar on stderr.
@@ -95,6 +102,7 @@ def calibrate(
         UnknownNameError: no scheduler is registered under the name.
     """
     scheduler = as_scheduler(scheduler)
+    probe = probe_of(model, blocks)
     if batch_size is None:
         batch_size = 8 if checkpoint is None else 1
     if seeds is not None:
@@ -114,7 +122,7 @@ def calibrate(
         hash_weights=hash_weights,
         notes=notes,
     )
-    partial = None if checkpoint is None else PartialResults(Path(checkpoint), _settings(draft, samples))
+    partial = None if checkpoint is None else PartialResults(Path(checkpoint), _settings(draft, samples, probe))
     batches = [] if partial is None else partial.read()
     done = batches[-1].stop if batches else 0
     with _progress_bar(draft.name, count, done, show=progress, console=console) as evaluated:
@@ -127,6 +135,7 @@ def calibrate(
                 num_steps=num_steps,
                 trajectory=trajectory,
                 evaluated=evaluated,
+                probe=probe,
             )
             if partial is not None:
                 partial.add(batch)
@@ -193,14 +202,18 @@ def _assemble(draft: Profile, scheduler: Scheduler, batches: Sequence[BatchMeasu
     def joined(what: str) -> Any:
         return np.concatenate([getattr(batch, what) for batch in batches], axis=-1)
 
+    stack = {key: np.concatenate([batch.blocks[key] for batch in batches], axis=-1) for key in batches[0].blocks}
+    polynomials, problems = fitted(stack)
     return attrs.evolve(
         draft,
         curves={what: Curve(draft.timesteps[:pairs], joined(what)) for what in ("alpha_x", "alpha_t")},
-        tables={what: joined(what) for what in ("displacement", "change")},
+        tables={what: joined(what) for what in ("displacement", "change")} | stack,
+        polynomials=polynomials,
+        notes="; ".join(text for text in (draft.notes, *problems) if text),
     )
 
 
-def _settings(draft: Profile, samples: CalibrationSamples) -> dict[str, Any]:
+def _settings(draft: Profile, samples: CalibrationSamples, probe: BlocksProbe | None) -> dict[str, Any]:
     """Return what the numbers depend on, as plain JSON; a checkpoint serves one such set."""
     digest = hashlib.sha256()
     _digest_inputs(digest, (samples.noise, samples.data, samples.args, dict(samples.kwargs)))
@@ -208,7 +221,7 @@ def _settings(draft: Profile, samples: CalibrationSamples) -> dict[str, Any]:
         "model": attrs.asdict(draft.model),
         "prediction_type": draft.prediction_type,
         "latent_shape": draft.latent_shape,
-        "scheduler": attrs.asdict(draft.scheduler),
+        "scheduler": None if draft.scheduler is None else attrs.asdict(draft.scheduler),
         "timesteps": draft.timesteps,
         "final_t": draft.final_t,
         "dtype": draft.dtype,
@@ -216,6 +229,7 @@ def _settings(draft: Profile, samples: CalibrationSamples) -> dict[str, Any]:
         "samples": draft.samples,
         "seeds": draft.seeds,
         "trajectory": draft.trajectory,
+        "blocks": None if probe is None else sorted(probe.signals),
         "inputs": digest.hexdigest(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor
 from cachepolicies._errors import InputError, ProfileError, RunError, SettingsError
 from cachepolicies._output import tensor_of
 from cachepolicies._units import difference, row_rms
+from cachepolicies.calibration.blocks import BlockWatch
 from cachepolicies.calibration.count import has_next_point
 from cachepolicies.calibration.samples import CalibrationSamples
 from cachepolicies.profiles.schema import Trajectory
 from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.sites.probe import BlocksProbe
 
 
 @frozen(eq=False)
@@ -31,6 +34,7 @@ class BatchMeasurements:
         alpha_t: ``(M, B)`` float64.
         displacement: ``(N, N, B)`` float32.
         change: ``(N, N, B)`` float32.
+        blocks: tables of the block stack by name, ``(N, B)`` or ``(N - 1, B)`` float64; empty if it was not watched.
     """
 
     start: int
@@ -39,6 +43,7 @@ class BatchMeasurements:
     alpha_t: NDArray[np.float64]
     displacement: NDArray[np.float32]
     change: NDArray[np.float32]
+    blocks: Mapping[str, NDArray[np.float64]] = field(factory=dict)
 
 
 @frozen(eq=False)
@@ -112,6 +117,7 @@ def measure_batch(
     num_steps: int,
     trajectory: Trajectory,
     evaluated: Callable[[int], None],
+    probe: BlocksProbe | None = None,
 ) -> BatchMeasurements:
     """Measure one batch; holds its N latents and N outputs, nothing of other batches.
 
@@ -123,6 +129,7 @@ def measure_batch(
         num_steps: N.
         trajectory: ``"model"`` or ``"noised"``.
         evaluated: called with the number of rows after every evaluation.
+        probe: watches the block stack at the first evaluation of every step, where it is wanted.
 
     Raises:
         InputError: the denoiser's output is no tensor, of another batch size or not finite.
@@ -132,7 +139,8 @@ def measure_batch(
     denoiser = Denoiser(model, samples, start, evaluated)
     with torch.no_grad():
         walk = _follow_model if trajectory == "model" else _follow_noised_data
-        points = walk(denoiser, scheduler, samples, num_steps)
+        watch = None if probe is None else BlockWatch(probe, start)
+        points = walk(denoiser, scheduler, samples, num_steps, watch)
         alpha_x, alpha_t = _directional_differences(denoiser, points, start)
         return BatchMeasurements(
             start=start,
@@ -141,10 +149,13 @@ def measure_batch(
             alpha_t=alpha_t,
             displacement=_pairwise_rms(points.x[:num_steps]),
             change=_pairwise_rms(points.y),
+            blocks={} if watch is None else watch.tables(),
         )
 
 
-def _follow_model(denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int) -> Points:
+def _follow_model(
+    denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int, watch: BlockWatch | None
+) -> Points:
     timesteps = scheduler.timesteps(num_steps)
     # on the CPU, so that a sampler's noise is the same on every device; one a sample, so that batches do not matter
     generators = [torch.Generator().manual_seed(seed) for seed in samples.seeds]
@@ -154,7 +165,8 @@ def _follow_model(denoiser: Denoiser, scheduler: Scheduler, samples: Calibration
     while not run.finished:
         first_stage = run.stage == 0
         x_in, t_in = run.model_input(x)
-        y = denoiser(x_in, t_in)
+        evaluate = functools.partial(watch.evaluate, denoiser) if watch is not None and first_stage else denoiser
+        y = evaluate(x_in, t_in)
         if first_stage:
             points.add(x_in, t_in, y)
         x = run.advance(y, x)
@@ -170,7 +182,7 @@ def _follow_model(denoiser: Denoiser, scheduler: Scheduler, samples: Calibration
 
 
 def _follow_noised_data(
-    denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int
+    denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int, watch: BlockWatch | None
 ) -> Points:
     if samples.data is None:
         raise SettingsError("trajectory='noised' needs clean latents; give CalibrationSamples(data=...)")
@@ -187,7 +199,7 @@ def _follow_noised_data(
     points = Points()
     for t in timesteps:
         x, t_in = noised(t), torch.full_like(like, t)
-        points.add(x, t_in, denoiser(x, t_in))
+        points.add(x, t_in, denoiser(x, t_in) if watch is None else watch.evaluate(denoiser, x, t_in))
     if has_next_point(scheduler, timesteps):
         t_in = _final_t(scheduler, like)
         points.add(noised(float(t_in[0])), t_in)

@@ -21,6 +21,8 @@ FORMAT = "cachepolicies-calibration-partial"
 INDEX = "partial.json"
 
 _ARRAYS = ("alpha_x", "alpha_t", "displacement", "change")
+_BLOCKS = "blocks/"
+"""Prefix of the arrays that were measured at the block stack."""
 
 
 @frozen
@@ -63,7 +65,8 @@ class PartialResults:
         entries = self._entries()
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"samples-{batch.start:05d}-{batch.stop:05d}.safetensors"
-        content = safetensors.numpy.save({key: np.ascontiguousarray(getattr(batch, key)) for key in _ARRAYS})
+        arrays = {key: getattr(batch, key) for key in _ARRAYS} | {f"{_BLOCKS}{k}": a for k, a in batch.blocks.items()}
+        content = safetensors.numpy.save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
         write_atomically(self.folder / name, content)
         entry = {
             "file": name,
@@ -123,7 +126,9 @@ class PartialResults:
             raise self._damaged(f"{name} has not the sha256 that {INDEX} says")
         try:
             arrays = safetensors.numpy.load(content)
-            return BatchMeasurements(start, stop, *(arrays[key] for key in _ARRAYS))
+            blocks = {key.removeprefix(_BLOCKS): a for key, a in arrays.items() if key.startswith(_BLOCKS)}
+            alpha_x, alpha_t, displacement, change = (arrays[key] for key in _ARRAYS)
+            return BatchMeasurements(start, stop, alpha_x, alpha_t, displacement, change, blocks)
         except (safetensors.SafetensorError, KeyError) as error:
             raise self._damaged(f"{name} lacks its arrays ({error})") from error
 

@@ -31,6 +31,9 @@ def compare(
     ] = True,
     audited: Annotated[int, typer.Option(help="Samples on which predicted and true changes are compared.")] = 8,
     substitute: Annotated[str, typer.Option(metavar="SPEC", help="What stands in for a skipped evaluation.")] = "hold",
+    site: Annotated[
+        str, typer.Option(help="Where an evaluation is cut: output, blocks, or the path of a submodule.")
+    ] = "output",
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, table.csv and table.json.")] = None,
     option: Options = None,
 ) -> None:
@@ -55,7 +58,7 @@ def compare(
         given = attrs.evolve(given, num_steps=steps)
     comparison = run(
         given,
-        [Candidate(spec, spec, profile=loaded, substitute=substitute) for spec in policy],
+        [Candidate(spec, spec, profile=loaded, substitute=substitute, site=site) for spec in policy],
         chosen,
         batch_size=batch_size,
         repeats=repeats,

@@ -47,7 +47,7 @@ class Sampler:
 
     @classmethod
     def of(cls, workload: Workload, candidate: Candidate, audit: float = 0.0) -> Sampler:
-        counted = CountedDenoiser(workload.denoiser)
+        counted = CountedDenoiser(workload.denoiser, candidate.site)
         num_steps = workload.num_steps if candidate.num_steps is None else candidate.num_steps
         workload.scheduler.timesteps(num_steps)
         cached = None
@@ -59,6 +59,7 @@ class Sampler:
                 profile=profile if profile is None or isinstance(profile, Profile) else load_profile(profile),
                 scheduler=workload.scheduler,
                 substitute=candidate.substitute,
+                site=candidate.site,
                 audit=audit,
             )
         return cls(candidate, num_steps, counted, cached)
@@ -69,7 +70,7 @@ class Sampler:
 
     def sample(self, scheduler: Scheduler, batch: Batch, callback: Callable[[Evaluation], object]) -> Tensor:
         denoiser: Callable[..., Any] = self.counted if self.cached is None else self.cached
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self.counted.counting():
             warnings.simplefilter("ignore", CacheWarning)  # the traces keep them, and the report shows them
             return sample(
                 denoiser,

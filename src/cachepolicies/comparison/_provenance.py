@@ -34,12 +34,14 @@ def settings_of(
     profiles = {s.cached.profile.name: s.cached.profile for s in order if s.cached and s.cached.profile}
     for name, profile in profiles.items():
         settings[f"profile {name}"] = (
-            f"{profile.model.class_name}, {profile.scheduler.name}, {profile.num_steps} steps, "
+            f"{profile.model.class_name}, {profile.scheduler.name if profile.scheduler else 'scheduler not stated'}, "
+            f"{profile.num_steps or 'unknown number of'} steps, {profile.origin}, "
             f"{profile.samples} samples, made {profile.created or 'at an unknown time'}"
         )
     for sampler in order:
         if sampler.cached is not None and sampler.candidate.kind == "policy":
-            settings[sampler.label] = f"{sampler.cached.policy!r}, substitute {sampler.cached.substitute!r}"
+            cached = sampler.cached
+            settings[sampler.label] = f"{cached.policy!r}, substitute {cached.substitute!r}, site {cached.site!r}"
     return settings
 
 

@@ -23,6 +23,8 @@ class Candidate:
         num_steps: of the sampler; ``None`` for the workload's own.
         profile: what `CachedDenoiser` takes as profile.
         substitute: what stands in for a skipped evaluation.
+        site: where the evaluation is cut, as `CachedDenoiser` takes it.
+        baselines: whether the baselines are sampled for it, where the comparison has them.
         kind: what the report shows it as.
         matches: label of the candidate that a baseline was matched to.
     """
@@ -32,6 +34,8 @@ class Candidate:
     num_steps: int | None = None
     profile: Profile | str | Path | None = None
     substitute: str = "hold"
+    site: str = "output"
+    baselines: bool = True
     kind: Kind = field(kw_only=True)
     matches: str | None = None
 

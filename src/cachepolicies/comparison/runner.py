@@ -81,7 +81,7 @@ def compare(
         for sampler in planned:
             order.append(sampler)
             finished[sampler.label] = sample_all(workload, sampler, batches, tell)
-            if baselines and sampler.candidate.kind == "policy":
+            if baselines and sampler.candidate.baselines and sampler.candidate.kind == "policy":
                 taken = {*finished, *(each.label for each in planned)}
                 for matched in matched_baselines(workload, sampler.candidate, finished[sampler.label].mean_nfe):
                     clash = matched.label in taken
@@ -139,11 +139,13 @@ def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> t
     if wanted >= steps:
         return ()
     fewer = Candidate(f"fewer steps ({wanted})", None, wanted, kind="fewer steps", matches=candidate.label)
+    place = "" if candidate.site == "output" else f" at {candidate.site}"
     uniform = Candidate(
-        f"uniform ({wanted})",
+        f"uniform ({wanted}){place}",
         Uniform(evaluations=wanted),
         steps,
         substitute=candidate.substitute,
+        site=candidate.site,
         kind="uniform",
         matches=candidate.label,
     )

@@ -1,8 +1,9 @@
 """The demonstration: ``python -m cachepolicies.reference.demo``.
 
 It samples 32 guided videos with the trained video DiT: uncached, with SenCache at three settings, and, at the
-evaluations each of them took, with fewer steps and with evenly spaced reuse. Then it prints the table and writes
-``report.html``, ``table.csv`` and ``table.json``.
+evaluations each of them took, with fewer steps and with evenly spaced reuse. Then SenCache, TeaCache, MagCache and
+evenly spaced reuse with the residual of the block stack, about where the middle setting is. It prints the table and
+writes ``report.html``, ``table.csv`` and ``table.json``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cachepolicies.comparison import Candidate, compare
 from cachepolicies.comparison._console import wide_console
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.report import write_all
+from cachepolicies.comparison.results import Kind
 from cachepolicies.reference.workloads import video_dit
 
 PROFILE = "video-dit"
@@ -27,10 +29,22 @@ POLICIES = {
     "SenCache, medium": "sencache:epsilon=0.4,max_reuse=5",
     "SenCache, bold": "sencache:epsilon=0.6,max_reuse=8,epsilon_start=0.1",
 }
-"""Label to setting, from the most careful to the boldest."""
+"""Label to setting, from the most careful to the boldest; what is held is the denoiser's output."""
+
+AT_BLOCKS = {
+    "SenCache at blocks": "sencache:epsilon=0.4,max_reuse=5",
+    "TeaCache at blocks": "teacache:threshold=0.045,signal=modulated_input",
+    "MagCache at blocks": "magcache:threshold=0.055,max_reuse=3",
+    "uniform (22) at blocks": "uniform:evaluations=22",
+}
+"""Label to setting, all with about the evaluations of the middle one; what is held is the residual of the blocks."""
 
 SAMPLES = 32
 OUT = Path("demo")
+
+
+def _kind(policy: str) -> Kind:
+    return "uniform" if policy.startswith("uniform") else "policy"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
         check_installed("torchmetrics", "matplotlib", "jinja2")
         comparison = compare(
             video_dit(),
-            [Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()],
+            [
+                *(Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()),
+                *(
+                    Candidate(label, policy, profile=PROFILE, site="blocks", baselines=False, kind=_kind(policy))
+                    for label, policy in AT_BLOCKS.items()
+                ),
+            ],
             range(given.samples),
             repeats=given.repeats,
             console=errors,
