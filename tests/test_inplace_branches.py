@@ -217,3 +217,17 @@ def test_a_declared_run_must_begin_among_its_timesteps():
         pytest.raises(RunError, match=r"3 timesteps from 1 to 0\.1.*first call has t=900"),
     ):
         model(**wan_inputs(0))
+
+
+def test_at_the_output_too_the_adapter_says_which_arguments_have_rows():
+    """FLUX takes ids without a batch; samples that part have to be cut out around them."""
+    tiny = TINY["FluxTransformer2DModel"]
+    model, now = tiny.build(), tiny.inputs(3)
+    later = now | {"hidden_states": now["hidden_states"] * 0.9, "timestep": now["timestep"] * 0.5}
+    level = float(later["timestep"][0])
+    with torch.no_grad(), cachepolicies.enable(model, Scripted({level: (True, False, True)}), site="output") as enabled:
+        first = model(**now)[0]
+        second = model(**later)[0]
+        assert enabled.trace.records[1].evaluated == (False, True, False)
+    assert torch.equal(second[[0, 2]], first[[0, 2]])
+    torch.testing.assert_close(second[1:2], model(**tiny.rows(later, [1]))[0], atol=1e-5, rtol=1e-5)

@@ -25,7 +25,7 @@ from cachepolicies import (
     sample,
 )
 from cachepolicies._plugins import load_plugins
-from cachepolicies.adapters import Adapter, Blocks, OutputOf, adapter_of
+from cachepolicies.adapters import Adapter, Blocks, OutputOf
 from cachepolicies.hookspecs import hookimpl
 from cachepolicies.policies import Never
 from cachepolicies.reference.guided import GuidedDenoiser
@@ -165,9 +165,9 @@ def test_a_submodule_is_held_as_by_hand(key, path):
     handle.remove()
     assert not torch.allclose(expected, fresh, atol=1e-6)
 
-    never = CachedDenoiser(model, Never(), site=path, adapter=adapter_of(model))
+    never = CachedDenoiser(model, Never(), site=path)
     assert torch.equal(never(**now)[0], bare)
-    cached = CachedDenoiser(model, Scripted({level(tiny, later): True}), site=path, adapter=adapter_of(model))
+    cached = CachedDenoiser(model, Scripted({level(tiny, later): True}), site=path)
     assert torch.equal(cached(**now)[0], bare)
     calls, handles = calls_of([module])
     reused = cached(**later)
@@ -185,13 +185,11 @@ def test_rows_of_a_submodule_part_as_if_they_were_alone(key, path):
     model = tiny.build()
     now = tiny.inputs(3)
     later = moved(tiny, now)
-    together = CachedDenoiser(
-        model, Scripted({level(tiny, later): (True, False, True)}), site=path, adapter=adapter_of(model)
-    )
+    together = CachedDenoiser(model, Scripted({level(tiny, later): (True, False, True)}), site=path)
     together(**now)
     output = together(**later)[0]
     for row, reuse in enumerate((True, False, True)):
-        alone = CachedDenoiser(model, Scripted({level(tiny, later): reuse}), site=path, adapter=adapter_of(model))
+        alone = CachedDenoiser(model, Scripted({level(tiny, later): reuse}), site=path)
         alone(**tiny.rows(now, [row]))
         single = alone(**tiny.rows(later, [row]))[0]
         torch.testing.assert_close(output[row : row + 1], single, atol=2e-5, rtol=2e-5)

@@ -16,7 +16,7 @@ from cachepolicies._policy import CachePolicy, TakesFromProfile
 from cachepolicies._step import RunInfo
 from cachepolicies._substitute import Substitute
 from cachepolicies.adapters.base import Adapter
-from cachepolicies.adapters.find import adapter_of, check_adapter, network_of
+from cachepolicies.adapters.find import adapter_of, check_adapter, network_of, registered_adapter
 from cachepolicies.profiles.load import load_profile
 from cachepolicies.profiles.match import check_profile
 from cachepolicies.profiles.schema import Profile
@@ -108,14 +108,15 @@ def make_substitute(substitute: str | Substitute) -> Substitute:
 
 
 def make_site(model: Callable[..., Any], site: str, adapter: Adapter | None) -> tuple[Site, Adapter | None]:
-    """Return the site, and the adapter if it is one inside the model."""
+    """Return the site, and what is known of the model's class: at other sites than its blocks, how it takes rows."""
     if not isinstance(site, str) or not site:
         raise SettingsError(f"site is {site!r}; it is 'output', 'blocks' or the path of a submodule")
     if adapter is not None:
         check_adapter(adapter)
-    if site == "output":
-        return OutputSite(), adapter
     network = network_of(model)
+    known = adapter if adapter is not None or network is None else registered_adapter(network)
+    if site == "output":
+        return OutputSite(), known
     if network is None:
         raise NeedsError(
             f"site {site!r} is inside the network, and {type(model).__name__} is no torch.nn.Module. A wrapper names "
@@ -123,9 +124,9 @@ def make_site(model: Callable[..., Any], site: str, adapter: Adapter | None) -> 
         )
     _refuse_frozen_graphs(network)
     if site == "blocks":
-        known = adapter_of(network) if adapter is None else adapter
+        known = adapter_of(network) if known is None else known
         return BlocksSite(network, known), known
-    return SubmoduleSite(network, site), adapter
+    return SubmoduleSite(network, site), known
 
 
 def check_needs(policy: CachePolicy, profile: Profile | None, site: Site, model: Callable[..., Any]) -> None:

@@ -38,6 +38,16 @@ def adapter_of(network: nn.Module) -> Adapter:
         NeedsError: there is none, and the model is not plain; says how to write one.
         PolicyError: what is registered is no `Adapter`.
     """
+    registered = registered_adapter(network)
+    return _generic(network) if registered is None else registered
+
+
+def registered_adapter(network: nn.Module) -> Adapter | None:
+    """Return the adapter that is registered for a network's class or for its nearest base class, else ``None``.
+
+    Raises:
+        PolicyError: what is registered is no `Adapter`.
+    """
     registry = _plugins.adapters()
     for kind in type(network).__mro__:
         if kind.__name__ in registry:
@@ -45,7 +55,7 @@ def adapter_of(network: nn.Module) -> Adapter:
             if not isinstance(found, Adapter):
                 raise PolicyError(f"the adapter registered for {kind.__name__!r} is {found!r}, no Adapter")
             return found
-    return _generic(network)
+    return None
 
 
 def _generic(network: nn.Module) -> Adapter:
