@@ -666,6 +666,22 @@ def _stable_audio() -> TinyModel:
     return _entry("StableAudioDiTModel", config, _Make(rows, shared, t=0.5, t_shape=None), **_SIGMA)
 
 
+def _unet() -> TinyModel:
+    config = {
+        "sample_size": 8,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    # 9 columns, no multiple of the U-Net's step: it takes the size to upsample to from its skip connections
+    rows = {"sample": (4, 8, 9), "encoder_hidden_states": (6, 16)}
+    return _entry("UNet2DConditionModel", config, _Make(rows), x_name="sample")
+
+
 TINY: dict[str, TinyModel] = {
     "WanTransformer3DModel": _wan({"hidden_states": (4, 2, 4, 4), "encoder_hidden_states": (6, 16)}),
     "WanTransformer3DModel-i2v": _wan(
@@ -704,5 +720,6 @@ TINY: dict[str, TinyModel] = {
     "ChromaTransformer2DModel": _chroma(),
     "ZImageTransformer2DModel": _z_image(),
     "StableAudioDiTModel": _stable_audio(),
+    "UNet2DConditionModel": _unet(),
 }
 """By class name; a second configuration of a class has a suffix after a dash."""
