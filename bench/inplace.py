@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore", cachepolicies.CacheWarning)  # that nothing is reused is what is measured
     timesteps = tuple(1000.0 - 1000.0 * k / STEPS for k in range(STEPS))
     variants: dict[str, Any] = {"bare": load_video_dit()}
     with contextlib.ExitStack() as stack, torch.no_grad():
@@ -77,7 +79,8 @@ def main() -> int:
             variants[name] = load_video_dit()
             enabled.append(stack.enter_context(cachepolicies.enable(variants[name], policy, profile="video-dit")))
         theirs = variants["diffusers MagCacheConfig, threshold 0"] = load_video_dit()
-        theirs.enable_cache(MagCacheConfig(threshold=0.0, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS))
+        # a ratio of exactly 1 adds no error, and theirs reuses at an error of 0
+        theirs.enable_cache(MagCacheConfig(threshold=0.0, num_inference_steps=STEPS, mag_ratios=[0.98] * STEPS))
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         for run in range(arguments.runs + 1):
             with contextlib.ExitStack() as declared:

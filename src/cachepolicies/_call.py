@@ -12,9 +12,32 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from cachepolicies._errors import InputError, SettingsError
+from cachepolicies._host import index_on
 
 X_NAMES = ("x", "hidden_states", "sample", "latents")
 T_NAMES = ("t", "timestep", "sigma", "timesteps")
+
+
+@frozen(eq=False)
+class Picked:
+    """Some rows of a batch, as the host knows them and as a device takes them.
+
+    Attributes:
+        rows: n row numbers.
+        index: ``(n,)`` the same as an int64 tensor.
+    """
+
+    rows: Sequence[int]
+    index: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[int], device: torch.device) -> Picked:
+        """Put row numbers on a device, without waiting for it."""
+        return cls(rows, index_on(rows, device))
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the index on a device."""
+        return self.index.to(device, non_blocking=True)
 
 
 @frozen(eq=False)
@@ -122,7 +145,7 @@ class Signature:
         self.slice(args, kwargs, batch, None)
 
     def slice(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, rows: Tensor | None
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int, rows: Picked | None
     ) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments for some rows of the batch.
 
@@ -130,7 +153,7 @@ class Signature:
             args: positional arguments of the call.
             kwargs: keyword arguments of the call.
             batch: rows of x.
-            rows: ``(n,)`` int64 indices, ``None`` to take all (and only check).
+            rows: which ones, ``None`` to take all (and only check).
 
         Returns:
             The arguments with every batched tensor, also in nested lists, tuples and dicts, cut to ``rows``.
@@ -144,7 +167,7 @@ class Signature:
         ]
         return positional, {name: self._slice_argument(name, v, batch, rows) for name, v in kwargs.items()}
 
-    def _slice_argument(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
+    def _slice_argument(self, name: str, value: Any, batch: int, rows: Picked | None) -> Any:
         always = name in self.x_names or name in self.t_names
         kind = "either" if self.rows is None and always else (self.rows or {}).get(name)
         if self.rows is not None and kind is None:
@@ -157,7 +180,7 @@ class Signature:
             return _slice_second(name, value, batch, rows)
         return self._slice_value(name, value, batch, rows)
 
-    def _slice_value(self, name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
+    def _slice_value(self, name: str, value: Any, batch: int, rows: Picked | None) -> Any:
         if isinstance(value, Tensor):
             if value.ndim == 0 or (value.shape[0] == 1 and batch != 1):
                 return value
@@ -167,9 +190,9 @@ class Signature:
                     f"batch of {batch}. Name the arguments that have one row a sample, batched=(...), or decide once "
                     "for the whole batch, per_sample=False"
                 )
-            return value if rows is None else value.index_select(0, rows.to(value.device, non_blocking=True))
+            return value if rows is None else value.index_select(0, rows.on(value.device))
         if isinstance(value, np.ndarray) and value.ndim and value.shape[0] == batch:
-            return value if rows is None else value[rows.cpu().numpy()]
+            return value if rows is None else value[list(rows.rows)]
         if isinstance(value, Mapping):
             return {key: self._slice_value(f"{name}[{key!r}]", item, batch, rows) for key, item in value.items()}
         if isinstance(value, (list, tuple)) and any(isinstance(item, (Tensor, list, tuple, dict)) for item in value):
@@ -196,18 +219,18 @@ class Signature:
         )
 
 
-def _slice_items(name: str, value: Any, batch: int, rows: Tensor | None) -> Any:
+def _slice_items(name: str, value: Any, batch: int, rows: Picked | None) -> Any:
     if len(value) != batch:
         raise InputError(f"argument {name!r} has {len(value)} entries and the batch {batch} rows; batched= names it")
-    return value if rows is None else _as_before(value, [value[row] for row in rows.tolist()])
+    return value if rows is None else _as_before(value, [value[row] for row in rows.rows])
 
 
-def _slice_second(name: str, value: Tensor, batch: int, rows: Tensor | None) -> Tensor:
+def _slice_second(name: str, value: Tensor, batch: int, rows: Picked | None) -> Tensor:
     if value.ndim < 2 or value.shape[1] != batch:
         raise InputError(
             f"argument {name!r} has shape {tuple(value.shape)}; its second dimension is the batch of {batch}"
         )
-    return value if rows is None else value.index_select(1, rows.to(value.device, non_blocking=True))
+    return value if rows is None else value.index_select(1, rows.on(value.device))
 
 
 def _as_before(value: Any, items: list[Any]) -> Any:

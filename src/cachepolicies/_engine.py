@@ -141,6 +141,14 @@ class Engine:
         """Whether some rows of the batch may be evaluated without the others; known once a run has begun."""
         return self.policy.reuses and self._run is not None and self._run.info.decisions > 1
 
+    def follows(self, call: Call) -> bool:
+        """Whether a call will follow the decision of another branch at the same t, without asking the policy."""
+        run = self._run
+        if run is None or run.restart_cause(call) is not None:
+            return False
+        group = run.groups.get(SHARED if self.settings.shared_branches else call.branch)
+        return group is not None and group.t == call.t and call.branch not in group.served
+
     def reset(self) -> None:
         """Forget the run in progress. The trace stays."""
         self._run = None
@@ -244,7 +252,10 @@ class Engine:
 
     def _begin(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str]) -> Run:
         x, settings = call.x, self.settings
-        copies = equal_parts(x) if settings.copies is None else settings.copies
+        if settings.copies is not None:
+            copies = settings.copies
+        else:
+            copies = equal_parts(x) if call.copies is None else call.copies()
         if x.shape[0] % copies:
             raise InputError(
                 f"x has {x.shape[0]} rows, which is no multiple of the {copies} guidance rows of a sample; "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import define, field, frozen
 from torch import Tensor
@@ -69,6 +70,8 @@ class Call:
         conditioning: every argument but x and t, to tell apart calls at the same point.
         index: step of the run, where the caller knows it; otherwise it is found from t.
         signals: ``(B, ...)`` values from inside the model, by name.
+        copies: tells how often each sample stands in the batch, where the settings leave that to be found out; asked
+            when a run begins.
     """
 
     x: Tensor
@@ -78,6 +81,7 @@ class Call:
     conditioning: tuple[Any, ...]
     index: int | None = None
     signals: Mapping[str, Tensor] = field(factory=dict)
+    copies: Callable[[], int] | None = None
 
 
 @frozen(eq=False)
@@ -248,7 +252,7 @@ def same_objects(known: tuple[Any, ...], conditioning: tuple[Any, ...]) -> bool:
 
 
 def _same_object(p: Any, q: Any) -> bool:
-    p = p() if isinstance(p, weakref.ref) else p
+    p = _alive(p)
     if p is q:
         return True
     if isinstance(p, Tensor) or isinstance(q, Tensor):
@@ -257,11 +261,26 @@ def _same_object(p: Any, q: Any) -> bool:
         return p.keys() == q.keys() and all(_same_object(p[key], q[key]) for key in p)
     if isinstance(p, (list, tuple)) and isinstance(q, (list, tuple)):
         return same_objects(tuple(p), tuple(q))
-    return type(p) is type(q) and bool(p == q)
+    return type(p) is type(q) and _equal(p, q)
+
+
+_GONE = object()
+"""Stands for a tensor that nobody holds any more: it is no other object, and not ``None``."""
+
+
+def _alive(item: Any) -> Any:
+    if not isinstance(item, weakref.ref):
+        return item
+    tensor = item()
+    return _GONE if tensor is None else tensor
+
+
+def _equal(p: Any, q: Any) -> bool:
+    return np.array_equal(p, q) if isinstance(p, np.ndarray) else bool(p == q)
 
 
 def _item_differs(p: Any, q: Any) -> bool:
-    p = p() if isinstance(p, weakref.ref) else p  # a dead reference is None, and differs from any tensor
+    p = _alive(p)
     if p is q:
         return False
     if isinstance(p, Tensor) and isinstance(q, Tensor):
@@ -273,7 +292,7 @@ def _item_differs(p: Any, q: Any) -> bool:
         return p.keys() != q.keys() or any(_item_differs(p[key], q[key]) for key in p)
     if isinstance(p, (list, tuple)) and isinstance(q, (list, tuple)):
         return differs(tuple(p), tuple(q))
-    return bool(type(p) is not type(q) or p != q)
+    return type(p) is not type(q) or not _equal(p, q)
 
 
 def rounding_of(t: object) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
 
 
@@ -24,6 +26,7 @@ def unet() -> Adapter:
             "attention_mask",
             "added_cond_kwargs",
             "down_block_additional_residuals",
+            "down_intrablock_additional_residuals",
             "mid_block_additional_residual",
             "encoder_attention_mask",
         ),
@@ -33,7 +36,14 @@ def unet() -> Adapter:
 
 
 def _down(block: Any, arguments: Mapping[str, Any]) -> Any:
-    """Return the hidden states, and as many skip connections as the up blocks will take off."""
-    hidden = arguments["hidden_states"]
-    skips = len(block.resnets) + (block.downsamplers is not None)
-    return hidden, (hidden,) * skips
+    """Return what a down block does, in shape: its last state, and the skip connections that the up blocks take off.
+
+    They are empty, but their shapes are right: a ControlNet's features are added to them.
+    """
+    hidden: Tensor = arguments["hidden_states"]
+    rows, _, height, width = hidden.shape
+    skips = [hidden.new_zeros(rows, resnet.out_channels, height, width) for resnet in block.resnets]
+    for down in block.downsamplers or ():
+        height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+        skips.append(hidden.new_zeros(rows, down.out_channels, height, width))
+    return skips[-1], tuple(skips)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cachepolicies._assembly import Assembly
 from cachepolicies._call import Signature
-from cachepolicies._errors import CachePoliciesError, ProfileError
+from cachepolicies._errors import CachePoliciesError, ProfileError, RunError
 from cachepolicies._host import DeclaredTimesteps, host_time
+from cachepolicies._layout import equal_parts
 from cachepolicies._run import Call, Declaration, rounding_of
 from cachepolicies._step import RunInfo
 from cachepolicies._trace import Trace
@@ -44,6 +45,8 @@ class Binding:
         self._traced: PipelineRun | None = None
         self._announced: Position | None = None
         self._declared_by_caller = False
+        self._place: object = None
+        self._served: set[str] = set()
 
     @property
     def trace(self) -> Trace:
@@ -64,6 +67,8 @@ class Binding:
 
     def end_run(self) -> None:
         """End the run in progress and free what is remembered. The trace stays."""
+        if self._pipeline_run is not None:
+            self._pipeline_run.over = True
         self._forget()
         self.engine.end()
 
@@ -120,11 +125,36 @@ class Binding:
         batch = x.shape[0]
         if not self._declared_by_caller:
             self._follow(t, batch, position)
-        level, index = self._where(t, batch, position)
-        name = self.hook.branch()
-        if name is None:
-            name = self._branches.name(level, conditioning)
-        return Call(x, level, name, True, (), index)
+        named = self.hook.branch()
+        level, index, place = self._where(t, batch, position, named)
+        name = self._branches.name(level, conditioning) if named is None else named
+        self._refuse_repetition(place, level, name)
+        return Call(x, level, name, True, (), index, copies=lambda: self._copies(x, named))
+
+    def _refuse_repetition(self, place: object, level: float, name: str) -> None:
+        """Refuse a second latent that goes through the same steps beside the first: it would get the first one's.
+
+        Raises:
+            RunError: a branch is called twice where the pipeline's scheduler has not moved on in between.
+        """
+        if place is None:
+            return
+        if place != self._place:
+            self._place, self._served = place, set()
+        if name in self._served:
+            raise RunError(
+                f"{self.name} was called twice in branch {name!r} at one step of the scheduler, t={level:g}, "
+                "with the same conditioning. Latents that are sampled side by side need a cache each: put them in one "
+                'batch, name `model.cache_context("...")` after each, or leave the cache off'
+            )
+        self._served.add(name)
+
+    def _copies(self, x: Tensor, named: str | None) -> int:
+        """Return how often each sample stands in the batch."""
+        if named not in (None, "cond_uncond"):
+            return 1  # a call for one of the branches
+        guided = None if self._clock is None else self._clock.guided
+        return 1 if guided is False else equal_parts(x)
 
     def _follow(self, t: object, batch: int, position: Position | None) -> None:
         """Begin a run where the pipeline or its context has begun one."""
@@ -148,23 +178,34 @@ class Binding:
                 self.engine.begin(Declaration(None, announced_steps=position.num_steps))
             self._announced = position
 
-    def _where(self, t: object, batch: int, position: Position | None) -> tuple[float, int | None]:
-        """Return the level of a call, and its step where that does not follow from the level."""
+    def _where(
+        self, t: object, batch: int, position: Position | None, named: str | None
+    ) -> tuple[float, int | None, object]:
+        """Return the level of a call, its step where that does not follow from the level, and its place in the loop.
+
+        The place is ``None`` where a sampler may well come twice: nothing says that the loop has not moved on.
+        """
         run = self._pipeline_run
         if run is None or self._clock is None:
             declaration = self.engine.declaration
             level = host_time(t, batch, None if declaration is None else declaration.given)
             if declaration is not None:
                 level = declaration.snap(level, rounding_of(t))
-            return level, None if position is None or self._declared_by_caller else position.index
+            return level, None if position is None or self._declared_by_caller else position.index, None
         index = self._clock.index(run, position)
-        level = self._clock.level(run, index, t, batch)
+        doubtful = index == self._place and named in self._served
+        level = self._clock.level(run, index, t, batch, doubtful=doubtful)
         if run.given is None:
-            return level, 0 if index is None else index
+            return level, 0 if index is None else index, index
         declaration = self.engine.declaration
-        return level if declaration is None else declaration.snap(level, rounding_of(t)), None
+        if declaration is not None:
+            level = declaration.snap(level, rounding_of(t))
+        agrees = index is not None and run.given.values[index] == level
+        first = level == run.given.values[0]
+        return level, None, index if agrees else "first" if index is None and first else None
 
     def _forget(self) -> None:
         self._branches = BranchRecogniser()
         self._pipeline_run, self._announced, self._declared_by_caller = None, None, False
+        self._place, self._served = None, set()
         self.site.reset()

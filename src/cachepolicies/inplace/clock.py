@@ -46,6 +46,7 @@ class PipelineRun:
         num_steps: entries of the run.
         offset: the first of the scheduler's timesteps that this run visits.
         trusted: whether the scheduler's own count has been seen to agree with the t of a call.
+        over: whether it has ended; what comes then is another run, even of the same timesteps.
     """
 
     source: Tensor
@@ -53,6 +54,7 @@ class PipelineRun:
     num_steps: int
     offset: int
     trusted: bool = False
+    over: bool = False
 
 
 @define(eq=False)
@@ -64,11 +66,19 @@ class PipelineClock:
     Attributes:
         scheduler: returns the scheduler that the pipeline has now.
         form: how the model's pipelines usually write the noise level.
+        guidance: returns whether the pipeline says that it guides now; anything else than a bool: it does not say.
     """
 
     scheduler: Callable[[], Any]
     form: Clock = "timestep"
+    guidance: Callable[[], Any] = lambda: None
     _latest: PipelineRun | None = None
+
+    @property
+    def guided(self) -> bool | None:
+        """Whether the pipeline guides, ``None`` where it does not say."""
+        said = self.guidance()
+        return said if isinstance(said, bool) else None
 
     @property
     def latest(self) -> PipelineRun | None:
@@ -91,22 +101,27 @@ class PipelineClock:
         source = self.timesteps()
         if source is None:
             return None
-        if self._latest is None or self._latest.source is not source:
+        if self._latest is None or self._latest.source is not source or self._latest.over:
             self._latest = self._new(source, host_time(t, batch), rounding_of(t), position)
         return self._latest
 
     def _new(self, source: Tensor, level: float, rounding: float, position: Position | None) -> PipelineRun:
         values = [float(v) for v in source.tolist()]
-        start = self._start(len(values), position)
+        start, now = self._start(len(values), position), self._now(len(values), position)
+        found: list[tuple[int, Clock, list[float]]] = []
         for form in dict.fromkeys((self.form, *_FORMS)):
             mapped = [_FORMS[form](v) for v in values]
-            place = next((i for i in range(start or 0, len(mapped)) if _same(mapped[i], level, rounding)), None)
-            if place is None:
-                continue
-            first = place if start is None else start
-            given = DeclaredTimesteps.of(source[first:] if form == "timestep" else mapped[first:])
-            return PipelineRun(source, given, len(values) - first, first)
-        return PipelineRun(source, None, len(values) - (start or 0), start or 0)
+            places = range(len(mapped)) if now is None else (now,)
+            place = next((i for i in places if _same(mapped[i], level, rounding)), None)
+            if place is not None:
+                found.append((place, form, mapped))
+        if not found:
+            return PipelineRun(source, None, len(values) - (start or 0), start or 0)
+        # A level may occur in several forms (1000 / 1000 is also the last timestep, 1): a run begins early, not late.
+        place, form, mapped = min(found, key=lambda each: each[0])
+        first = place if start is None else start
+        given = DeclaredTimesteps.of(source[first:] if form == "timestep" else mapped[first:])
+        return PipelineRun(source, given, len(values) - first, first)
 
     def index(self, run: PipelineRun, position: Position | None) -> int | None:
         """Return the entry of the run that comes now, if the context or the scheduler says so."""
@@ -117,8 +132,16 @@ class PipelineClock:
         known = isinstance(at, int) and 0 <= at - run.offset < run.num_steps
         return at - run.offset if known else None
 
-    def level(self, run: PipelineRun, index: int | None, t: object, batch: int) -> float:
-        """Return the level of a call, reading t from the device only until the scheduler's count is trusted."""
+    def level(self, run: PipelineRun, index: int | None, t: object, batch: int, *, doubtful: bool = False) -> float:
+        """Return the level of a call, reading t from the device only until the scheduler's count is trusted.
+
+        Args:
+            run: in progress.
+            index: of its entry, as far as it is known.
+            t: as the model is called.
+            batch: rows of the latent.
+            doubtful: whether the scheduler has not moved on since a like call: it may be another pipeline's.
+        """
         given = run.given
         if given is None:
             return host_time(t, batch)
@@ -127,7 +150,7 @@ class PipelineClock:
             known = given.recognise(t)
             if known is not None:
                 return known
-            if exact is not None and run.trusted and not visible(t):
+            if exact is not None and run.trusted and not doubtful and not visible(t):
                 return exact
         level = host_time(t, batch)
         if exact is not None and _same(exact, level, rounding_of(t)):
@@ -141,6 +164,14 @@ class PipelineClock:
             return count - position.num_steps
         begin = getattr(self.scheduler(), "begin_index", None)
         return begin if isinstance(begin, int) and 0 <= begin < count else None
+
+    def _now(self, count: int, position: Position | None) -> int | None:
+        """Return which of the scheduler's timesteps comes now, where it is said."""
+        start = self._start(count, position)
+        if position is not None:
+            return None if start is None else min(start + position.index, count - 1)
+        at = getattr(self.scheduler(), "step_index", None)
+        return at if isinstance(at, int) and 0 <= at < count else start
 
 
 def _same(expected: float, level: float, rounding: float) -> bool:

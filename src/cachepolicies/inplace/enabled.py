@@ -80,8 +80,12 @@ class Enabled:
         return self._bindings[0].engine.policy
 
     def disable(self) -> None:
-        """Restore the target; see `disable`."""
-        disable(self.target)
+        """Restore what was enabled, also where the target has another denoiser now; see `disable`."""
+        places = [place for each in self._bindings if isinstance(place := each.hook.place, _Place)]
+        if places:
+            _take_off(places)
+        else:
+            disable(self.target)
 
     def reset(self) -> None:
         """End the run in progress and free what is remembered. The trace stays."""
@@ -228,11 +232,7 @@ def disable(target: Any) -> None:
     Raises:
         RunError: nothing is enabled on it, or its forward was replaced by something else since.
     """
-    places = _places(target, "disable")
-    for place in places:
-        _remove(place)
-    for place in places:  # only now: what a run's end warns of may be raised
-        place.binding.end_run()
+    _take_off(_places(target, "disable"))
 
 
 def trace(target: Any) -> Trace:
@@ -255,7 +255,10 @@ def _joined(bindings: Sequence[Binding]) -> Trace:
 
 def _clock(pipeline: Any) -> PipelineClock:
     owner = weakref.ref(pipeline)
-    return PipelineClock(lambda: getattr(owner(), "scheduler", None))
+    return PipelineClock(
+        lambda: getattr(owner(), "scheduler", None),
+        guidance=lambda: getattr(owner(), "do_classifier_free_guidance", None),
+    )
 
 
 def _bind(
@@ -338,6 +341,13 @@ def _places(target: Any, what: str) -> list[_Place]:
             "cachepolicies.enable it first"
         )
     return places
+
+
+def _take_off(places: Sequence[_Place]) -> None:
+    for place in places:
+        _remove(place)
+    for place in places:  # only now: what a run's end warns of may be raised
+        place.binding.end_run()
 
 
 def _remove(place: _Place) -> None:

@@ -82,9 +82,10 @@ class TeaCache:
 
     @property
     def needs(self) -> Needs:
-        """The signal; the run length only to protect steps that are not evaluated anyway."""
+        """The signal, unless nothing is ever reused; the run length only to protect steps not evaluated anyway."""
         first, last = self.first or 0, self.last or 0
-        return Needs(signals=() if self.signal is None else (self.signal,), run_length=first > 1 or last > 0)
+        watched = () if self.signal is None or not self.reuses else (self.signal,)
+        return Needs(signals=watched, run_length=first > 1 or last > 0)
 
     @property
     def reuses(self) -> bool:

@@ -42,8 +42,9 @@ class Passage:
 
     @property
     def needs_signals(self) -> frozenset[str]:
-        """Names of the signals that the policy looks at."""
-        return self._engine.policy.needs.signals
+        """Names of the signals that the policy will look at; none where the call follows another branch's decision."""
+        wanted = self._engine.policy.needs.signals
+        return frozenset() if wanted and self._engine.follows(self._call) else wanted
 
     def ask(self, signals: Mapping[str, Tensor]) -> None:
         """Let the engine decide; then either ``wanted`` or ``result`` is there."""

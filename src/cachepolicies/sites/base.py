@@ -8,9 +8,8 @@ from typing import Any, Protocol
 from attrs import frozen
 from torch import Tensor
 
-from cachepolicies._call import Signature
+from cachepolicies._call import Picked, Signature
 from cachepolicies._engine import Engine
-from cachepolicies._host import index_on
 from cachepolicies._run import Call
 
 
@@ -45,7 +44,7 @@ class Invocation:
         """
         if rows is None:
             return self.function(*self.args, **self.kwargs)
-        args, kwargs = self.signature.slice(self.args, self.kwargs, self.batch, index_on(rows, self.x.device))
+        args, kwargs = self.signature.slice(self.args, self.kwargs, self.batch, Picked.of(rows, self.x.device))
         return self.function(*args, **kwargs)
 
     def check_rows(self) -> None:

@@ -35,6 +35,7 @@ class BlocksSite(InsideSite):
         super().__init__(network, "blocks")
         self.adapter = adapter
         self._entering: list[Tensor] = []
+        self._versions: list[int] = []
         self._seen: dict[str, Tensor] = {}
         self._resolve()
 
@@ -93,10 +94,14 @@ class BlocksSite(InsideSite):
 
     def enter(self, arguments: Mapping[str, Any]) -> None:
         """Note what enters the stack, and let the engine decide."""
-        self._entering = [self._stream(arguments, stream) for stream in self.adapter.streams]
+        self._take(arguments)
         passage = self._passage
         wanted = passage.needs_signals if passage is not None and self._pass.mode == "ask" else frozenset()
         self.arrive({name: self._signal(name, arguments) for name in wanted})
+
+    def _take(self, arguments: Mapping[str, Any]) -> None:
+        self._entering = [self._stream(arguments, stream) for stream in self.adapter.streams]
+        self._versions = [_version(tensor) for tensor in self._entering]
 
     def capture(self, leaving: list[Tensor]) -> None:
         """Take the residual."""
@@ -119,7 +124,13 @@ class BlocksSite(InsideSite):
         return self._entering
 
     def _residuals(self, leaving: list[Tensor]) -> list[Tensor]:
-        for stream, entered, left in zip(self.adapter.streams, self.entered, leaving, strict=True):
+        pairs = zip(self.adapter.streams, self.entered, leaving, self._versions, strict=True)
+        for stream, entered, left, version in pairs:
+            if _version(entered) != version or entered.data_ptr() == left.data_ptr():
+                raise InputError(
+                    f"the blocks of {type(self.network).__name__} change the stream {stream!r} in place, so that what "
+                    "entered them is gone. Let its first block copy the stream, or use site='output'"
+                )
             if left.shape != entered.shape:
                 raise InputError(
                     f"stream {stream!r} of {type(self.network).__name__} enters its blocks as "
@@ -283,6 +294,11 @@ def _blocks_of(network: nn.Module, adapter: Adapter) -> list[tuple[nn.Module, Bl
         paths = ", ".join(blocks.path for blocks in adapter.stack)
         raise SettingsError(f"adapter of {adapter.model!r}: {paths} of this {type(network).__name__} hold no block")
     return found
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 for inference tensors, which do not say."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _handed_on(hands_on: HandsOn, block: nn.Module, arguments: Mapping[str, Any]) -> Any:

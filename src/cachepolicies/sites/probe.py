@@ -60,7 +60,7 @@ class BlocksProbe(BlocksSite):
     def enter(self, arguments: Mapping[str, Any]) -> None:
         """Note what enters, and the signals; a network may be called several times in one call of the denoiser."""
         self._pass.entered = False
-        self._entering = [self._stream(arguments, stream) for stream in self.adapter.streams]
+        self._take(arguments)
         self._signals_now = {name: self._signal(name, arguments) for name in sorted(self.signals)}
         self.arrive({})
 

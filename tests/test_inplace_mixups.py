@@ -1,0 +1,179 @@
+"""What must not be mixed up: latents side by side, prompts of one seed, levels in other units, work in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from attrs import evolve
+from torch import nn
+
+import cachepolicies
+from cachepolicies import CachedDenoiser, InputError, RunError
+from cachepolicies.adapters import adapter_of
+from cachepolicies.inplace.clock import PipelineClock
+from cachepolicies.policies import Uniform
+from enabled_pipelines import one_thread as one_thread
+from scripted import Scripted
+from tiny_models import TINY
+from tiny_pipelines import PIPELINES
+
+pytestmark = pytest.mark.filterwarnings("ignore::cachepolicies.CacheWarning")
+
+
+def flux():
+    pipe = PIPELINES["flux"].build()
+    pipe.scheduler.set_timesteps(6)
+    tiny = TINY["FluxTransformer2DModel"]
+    return pipe, tiny, tiny.build()
+
+
+def test_two_latents_side_by_side_are_refused():
+    pipe, tiny, network = flux()
+    pipe.transformer = network
+    now = tiny.inputs(1)
+    other = now | {"hidden_states": now["hidden_states"] + 1.0}
+    cachepolicies.enable(pipe, Uniform(every=2))
+    t = pipe.scheduler.timesteps[0].expand(1) / 1000
+    with torch.no_grad():
+        network(**now | {"timestep": t})
+        with pytest.raises(
+            RunError, match=r"was called twice in branch 'branch 1' at one step of the scheduler, t=1, with the same"
+        ):
+            network(**other | {"timestep": t})
+        # named apart, each has its own cache
+        for step in pipe.scheduler.timesteps:
+            for name, inputs in (("left", now), ("right", other)):
+                with network.cache_context(name):
+                    network(**inputs | {"timestep": step.expand(1) / 1000})
+    assert {r.branch for r in cachepolicies.trace(pipe).records} == {"left", "right"}
+
+
+def test_levels_are_taken_in_the_form_in_which_the_run_begins_early():
+    """FLUX writes t / 1000, and 1 = 1000 / 1000 is also the scheduler's last timestep."""
+    pipe, tiny, network = flux()
+    pipe.transformer = network
+    timesteps = pipe.scheduler.timesteps
+    assert timesteps[-1] == 1.0
+    unaware = evolve(adapter_of(network), clock="timestep")
+    with torch.no_grad(), cachepolicies.enable(pipe, Uniform(every=2), adapter=unaware) as enabled:
+        for t in timesteps:
+            network(**tiny.inputs(1, t=float(t) / 1000))
+        assert [record.index for record in enabled.trace.records] == [0, 1, 2, 3, 4, 5]
+    clock = PipelineClock(lambda: pipe.scheduler)
+    pipe.scheduler.set_begin_index(0)
+    run = clock.begin(torch.tensor([1.0]), 1, None)
+    assert run.given.values[0] == 1.0
+    assert len(run.given.values) == 6
+
+
+@pytest.mark.parametrize(("name", "batch"), [("flux", 2), ("flux", 3), ("sd3", 2), ("sd3", 3)])
+def test_prompts_of_one_seed_decide_apart(name, batch):
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    tiny.call(pipe, steps=2, batch=1)
+    shape = seen[0].shape[1:]
+    equal = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).expand(batch, *shape).clone()
+    with cachepolicies.enable(pipe, Uniform(every=2)) as enabled:
+        tiny.call(pipe, steps=6, batch=batch, latents=equal)
+        assert {len(record.evaluated) for record in enabled.trace.records} == {batch}
+
+
+def test_a_conditioning_that_is_gone_is_not_the_same_as_none():
+    calls = []
+
+    def model(x, t, prompt=None):
+        calls.append(prompt)
+        return x if prompt is None else x + prompt
+
+    denoiser = CachedDenoiser(model, Uniform(every=2))
+    x = torch.ones(1, 3)
+    with denoiser.run(timesteps=(9.0, 8.0, 7.0, 6.0, 5.0)):
+        denoiser(x, 9.0, torch.ones(1, 3).clone())
+        with pytest.raises(RunError, match="called twice at the same x and t=9 with different conditioning"):
+            denoiser(x, 9.0, None)
+
+
+def test_arrays_are_conditioning_too():
+    denoiser = CachedDenoiser(lambda x, t, prompt: x + float(prompt.sum()), Uniform(every=2))
+    x = torch.ones(1, 3)
+    with denoiser.run(timesteps=(9.0, 8.0, 7.0, 6.0, 5.0)):
+        denoiser(x, 9.0, np.ones(3))
+        with pytest.raises(RunError, match="different conditioning"):
+            denoiser(x, 9.0, np.zeros(3))
+
+
+class InPlace(nn.Module):
+    """A network whose blocks write into what they are given."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, hidden_states):
+            return hidden_states.add_(self.linear(hidden_states))
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(2))
+
+    def forward(self, x, t):
+        hidden = x.clone()
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_blocks_that_work_in_place_are_refused(inference):
+    denoiser = CachedDenoiser(InPlace().requires_grad_(False), Scripted(), site="blocks")
+    message = "change the stream 'hidden_states' in place"
+    with torch.inference_mode(inference), pytest.raises(InputError, match=message):
+        denoiser(torch.ones(1, 4), 9.0)
+
+
+def test_a_controlnet_beside_a_u_net_goes_into_its_own_shapes():
+    tiny = TINY["UNet2DConditionModel"]
+    model, now = tiny.build(), tiny.inputs(1)
+    with torch.no_grad():
+        shapes = [(1, 8, 8, 9), (1, 8, 8, 9), (1, 8, 4, 5), (1, 16, 4, 5)]  # first convolution, then the down blocks
+        features = {
+            "down_block_additional_residuals": tuple(0.1 * torch.ones(shape) for shape in shapes),
+            "mid_block_additional_residual": 0.1 * torch.ones(1, 16, 4, 5),
+        }
+        first, second = now | features | {"timestep": 500}, now | features | {"timestep": 499.99}
+        plain = model(**second)[0]
+        assert not torch.allclose(plain, model(**now | {"timestep": 499.99})[0], atol=1e-4)
+        denoiser = CachedDenoiser(model, Scripted({499.99: True}), site="blocks")
+        with denoiser.run(timesteps=(500.0, 499.99)):
+            denoiser(**first)
+            reused = denoiser(**second)[0]
+    assert denoiser.trace.records[1].evaluated == (False,)
+    torch.testing.assert_close(reused, plain, atol=1e-3, rtol=1e-3)
+
+
+def test_what_was_enabled_is_taken_off_even_where_the_pipeline_has_another_denoiser_now():
+    pipe, _, network = flux()
+    first = pipe.transformer
+    with cachepolicies.enable(pipe, Uniform(every=2)):
+        pipe.transformer = network
+    assert not hasattr(first, "_diffusers_hook")
+    assert "forward" not in first.__dict__
+
+
+def test_signals_are_computed_where_a_decision_is_taken_only():
+    tiny = TINY["WanTransformer3DModel"]
+    model, now = tiny.build(), tiny.inputs(1)
+    seen = []
+    model.blocks[0].norm1.register_forward_hook(lambda *_: seen.append(1))
+    denoiser = CachedDenoiser(model, Scripted({400.0: True}, signals=("modulated_input",)), site="blocks")
+    with torch.no_grad(), denoiser.run(timesteps=(500.0, 400.0)):
+        for t in (500.0, 400.0):
+            for branch in ("cond", "uncond"):
+                denoiser(**now | {"timestep": torch.full((1,), t)}, branch=branch)
+    assert len(seen) == 2 + 2  # two decisions, two evaluations of the block itself
