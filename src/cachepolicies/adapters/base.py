@@ -121,10 +121,11 @@ def submodule(model: nn.Module, path: str, subject: str) -> nn.Module:
     """
     module, walked = model, ""
     for part in path.split("."):
-        children = dict(module.named_children())
-        if part not in children:
+        child = module._modules.get(part)  # looked up at every call, to see modules that were exchanged
+        if child is None:
+            children = dict(module.named_children())
             where = f"{type(model).__name__}.{walked}" if walked else type(model).__name__
             known = ", ".join(list(children)[:20]) or "no submodules"
             raise SettingsError(f"{subject}: {path!r} names no module of {type(model).__name__}; {where} has {known}")
-        module, walked = children[part], f"{walked}.{part}" if walked else part
+        module, walked = child, f"{walked}.{part}" if walked else part
     return module
