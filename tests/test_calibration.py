@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from cachepolicies._errors import InputError, ProfileError, RunError, SettingsError
 from cachepolicies._units import row_rms
-from cachepolicies.calibration import CalibrationSamples, calibrate, clear_checkpoint, evaluations_needed, measure
+from cachepolicies.calibration import (
+    CalibrationSamples,
+    calibrate,
+    clear_checkpoint,
+    evaluations_needed,
+    measure,
+    weight_steps,
+)
 from cachepolicies.profiles import read_profile, save_profile
 from cachepolicies.schedulers.base import SamplingRun, Scheduler
 
@@ -144,7 +151,7 @@ def make_samples(count: int = 4, shape: tuple[int, ...] = (2, 3, 3), **more: Any
 
 
 def run(model: Any, scheduler: Scheduler | None = None, samples: CalibrationSamples | None = None, **more: Any) -> Any:
-    more = {"num_steps": 6, "progress": False, **more}
+    more = {"num_steps": 6, "progress": False, "weights": False, **more}
     return calibrate(model, scheduler or Line(), samples or make_samples(), **more)
 
 
@@ -202,9 +209,13 @@ def test_sensitivities_that_depend_on_t_and_sample_match_an_independent_loop() -
         assert profile.alpha_x.values[k] == pytest.approx(1 + ts[k], rel=1e-9)
         assert profile.alpha_t.values[k] == pytest.approx(rms(dt * xs[k] + ts[k + 1] ** 2 - ts[k] ** 2) / -dt, rel=1e-9)
         for r in range(steps):
-            assert profile.displacement[r, k] == pytest.approx(rms(xs[k] - xs[r]), rel=1e-5)
-            assert profile.change[r, k] == pytest.approx(rms(fs[k] - fs[r]), rel=1e-5)
-    assert profile.displacement.dtype == np.float32
+            assert profile.displacement[r, k] == pytest.approx(rms(xs[k] - xs[r]), rel=1e-12)
+            assert profile.change[r, k] == pytest.approx(rms(fs[k] - fs[r]), rel=1e-12)
+        dx = (1 + ts[k]) * (xs[k + 1] - xs[k])
+        df = dt * xs[k] + ts[k + 1] ** 2 - ts[k] ** 2
+        cosine = (dx * df).flatten(1).mean(1).numpy() / rms(dx) / rms(df)
+        assert profile.curves["rho"].values[k] == pytest.approx(cosine, rel=1e-9)
+    assert profile.displacement.dtype == profile.change.dtype == np.float64
     assert len({*profile.alpha_t.values[0].tolist()}) == 3  # per sample, not averaged
 
 
@@ -239,21 +250,30 @@ def test_half_precision_latents_are_subtracted_in_float32() -> None:
     heun=st.booleans(),
     end=st.sampled_from([0.0, None]),
     trajectory=st.sampled_from(["model", "noised"]),
+    weights=st.sampled_from([None, False, True, 2]),
 )
 def test_evaluations_are_counted_exactly(
-    steps: int, count: int, batch_size: int, heun: bool, end: float | None, trajectory: Any
+    steps: int, count: int, batch_size: int, heun: bool, end: float | None, trajectory: Any, weights: Any
 ) -> None:
+    if (trajectory == "noised" and weights) or weights == steps:  # refused
+        weights = None
     scheduler = Line(heun=heun, end=end)
     samples = make_samples(count, data=torch.zeros(count, 2, 3, 3, dtype=torch.float64))
     model = Counted(curved)
-    profile = run(model, scheduler, samples, num_steps=steps, batch_size=batch_size, trajectory=trajectory)
-    needed = evaluations_needed(scheduler, steps, count, trajectory)
+    more = {"num_steps": steps, "batch_size": batch_size, "trajectory": trajectory, "weights": weights}
+    profile = run(model, scheduler, samples, **more)
+    needed = evaluations_needed(scheduler, steps, count, trajectory, weights)
     assert model.rows == needed.total
     assert profile.evaluations == needed.per_sample
     pairs = steps if end is not None else steps - 1
     extra = steps - 1 if heun and trajectory == "model" else 0
-    assert needed.per_sample == steps + 2 * pairs + extra
-    assert needed.per_sample - needed.extra_stages <= 3 * steps
+    weighed = () if trajectory == "noised" else weight_steps(steps, weights)
+    assert needed.weights == sum((steps - 1 - k) * (2 if heun else 1) for k in weighed)
+    assert needed.per_sample == steps + 2 * pairs + extra + needed.weights
+    assert needed.per_sample - needed.extra_stages - needed.weights <= 3 * steps
+    assert profile.curves.keys() == {"alpha_x", "alpha_t", "rho"} | ({"weight"} if weighed else set())
+    if weighed:
+        assert profile.curves["weight"].t == tuple(profile.timesteps[k] for k in weighed)
     assert len(profile.alpha_x.t) == len(profile.alpha_t.t) == pairs
 
 
@@ -264,6 +284,11 @@ def test_the_count_is_said_up_front() -> None:
     assert "calibrating demo: 76 denoiser evaluations: 4 samples x 19 " in text
     assert "(5 steps + 4 for the sampler's own further stages + 10 for finite differences)" in text
     assert "76/76" in text
+    console = Console(file=io.StringIO(), width=200)
+    run(curved, Line(heun=True), num_steps=5, progress=True, console=console, weights=True)
+    assert "156 denoiser evaluations: 4 samples x 39 " in console.file.getvalue()
+    assert "+ 10 for finite differences + 20 for weights)" in console.file.getvalue()
+    assert "156/156" in console.file.getvalue()
 
 
 def test_final_t_equal_to_the_last_t_is_no_next_point() -> None:
@@ -276,13 +301,13 @@ def test_final_t_equal_to_the_last_t_is_no_next_point() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_deterministic_and_independent_of_the_batch_size(noise: float) -> None:
-    profiles = [run(curved, Line(noise=noise), batch_size=b, name="p") for b in (4, 4, 3, 1)]
+    profiles = [run(curved, Line(noise=noise), batch_size=b, name="p", weights=True) for b in (4, 4, 3, 1)]
     assert profiles[0] == profiles[1]
     for other in profiles[2:]:
-        for name in ("alpha_x", "alpha_t"):
+        for name in ("alpha_x", "alpha_t", "rho", "weight"):
             assert other.curves[name].values == pytest.approx(profiles[0].curves[name].values, rel=1e-9)
         for name in ("displacement", "change"):
-            assert other.tables[name] == pytest.approx(profiles[0].tables[name], rel=1e-5)
+            assert other.tables[name] == pytest.approx(profiles[0].tables[name], rel=1e-9)
 
 
 def test_seeds_choose_the_noise_of_a_stochastic_sampler() -> None:
@@ -320,8 +345,8 @@ def test_a_module_that_writes_into_its_buffer_is_measured_all_the_same() -> None
     def model(x: Tensor, t: Tensor) -> Tensor:
         return torch.mul(x, 1 + wide(t, x), out=buffer)
 
-    plain = run(lambda x, t: x * (1 + wide(t, x)), name="p", model_class="m")
-    assert run(model, name="p", model_class="m") == plain
+    plain = run(lambda x, t: x * (1 + wide(t, x)), name="p", model_class="m", weights=True)
+    assert run(model, name="p", model_class="m", weights=True) == plain
 
 
 def test_one_batch_bounds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +410,7 @@ def test_a_smaller_batch_may_finish_what_a_larger_one_began(tmp_path: Any) -> No
         ({"num_steps": 5}, "timesteps: "),
         ({"samples": make_samples(5)}, "samples: 4 there, 5 here"),
         ({"guidance": 2.0}, "guidance: null there, 2.0 here"),
+        ({"weights": 2}, "weights: [] there, [0, 2, 4, 5] here"),
         ({"scheduler": Line(noise=0.1)}, "scheduler: "),
         ({"samples": CalibrationSamples(torch.ones(4, 2, 3, 3).double(), seeds=range(4))}, "inputs: "),
     ],
@@ -475,6 +501,14 @@ def test_a_sampler_that_diverges_is_named() -> None:
         ({"trajectory": "noised"}, "needs clean latents"),
         ({"scheduler": Line(end=None), "num_steps": 1}, "leaves no step to difference along"),
         ({"seeds": (1, 2)}, "2 seeds for 4 calibration samples"),
+        ({"weights": -1}, "weights=-1; give True, False, or every how many steps as a whole number"),
+        ({"weights": 2.5}, "weights=2.5; give True"),
+        ({"weights": "every"}, "weights='every'; give True"),
+        ({"weights": 6}, "weights=6 is not below the 6 steps of the run"),
+        (
+            {"weights": True, "trajectory": "noised", "samples": make_samples(data=torch.zeros(4, 2, 3, 3))},
+            "weights=True with trajectory='noised'",
+        ),
     ],
 )
 def test_bad_settings_compute_nothing(arguments: dict[str, Any], said: str) -> None:
@@ -566,7 +600,7 @@ def test_the_native_schedulers_are_counted_exactly(module: str, settings: dict[s
     scheduler = getattr(importlib.import_module(f"cachepolicies.schedulers.{file}"), name)(**settings)
     samples = make_samples(2, data=torch.zeros(2, 2, 3, 3), dtype=torch.float32)
     model = Counted(lambda x, t: 0.3 * x)
-    profile = run(model, scheduler, samples, num_steps=5, trajectory=trajectory)
+    profile = run(model, scheduler, samples, num_steps=5, trajectory=trajectory, weights=None)
     assert model.rows == evaluations_needed(scheduler, 5, 2, trajectory).total
     assert profile.alpha_x.values == pytest.approx(0.3, rel=1e-3)
     assert profile.alpha_t.values == pytest.approx(0, abs=1e-6)
@@ -582,7 +616,7 @@ def test_diffusers_schedulers_are_counted_exactly(name: str) -> None:
 
     scheduler = from_class_name(name)
     model = Counted(lambda x, t: 0.3 * x)
-    profile = run(model, scheduler, make_samples(2, dtype=torch.float32), num_steps=5)
+    profile = run(model, scheduler, make_samples(2, dtype=torch.float32), num_steps=5, weights=None)
     assert model.rows == evaluations_needed(scheduler, 5, 2).total
     assert profile.alpha_x.values == pytest.approx(0.3, rel=1e-3)
 
@@ -608,11 +642,13 @@ def test_an_interrupted_calibration_resumes_with_the_default_settings(tmp_path: 
         return 0.5 * x + t[:, None] / 1000
 
     samples = CalibrationSamples.from_seeds(range(4), (3,))
-    fail_at = 40
+    fail_at = 60
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, "flow-euler", samples, num_steps=5, checkpoint=tmp_path, progress=False, name="m")
     fail_at, before = -1, len(calls)
     resumed = calibrate(model, "flow-euler", samples, num_steps=5, checkpoint=tmp_path, progress=False, name="m")
     assert set(calls) == {1}
-    assert len(calls) - before == 2 * 15  # two of four samples were finished, at 3 evaluations a step
+    assert (
+        len(calls) - before == 2 * 25
+    )  # two of four samples were finished, at 3 evaluations a step and 10 for weights
     assert resumed == calibrate(model, "flow-euler", samples, num_steps=5, batch_size=1, progress=False, name="m")

@@ -67,7 +67,8 @@ def make_profile(steps: int = 4, samples: int = 3, **changes: Any) -> Profile:
         "curves": {
             "alpha_x": Curve(ts, rng.random((steps, samples))),
             "alpha_t": Curve(ts[:-1], rng.random((steps - 1, samples)) / 3),
-            "weight": Curve(ts, -rng.random((steps, 1))),
+            "weight": Curve(ts, rng.random((steps, 1))),
+            "drift": Curve(ts, -rng.random((steps, 1))),
         },
         "tables": {
             "displacement": rng.random((steps, steps, samples), dtype=np.float32),
@@ -202,6 +203,8 @@ def test_require_says_what_is_missing_and_how_to_get_it() -> None:
         ({"seeds": (1,)}, "field 'seeds' has 1 entries for 3 samples"),
         ({"curves": {"a": Curve((1.0,), [[1.0, 2.0]])}}, "curve 'a' has 2 columns for 3 samples"),
         ({"curves": {"alpha_x": Curve((1.0,), [[-1.0]])}}, "curve 'alpha_x' has the negative value -1.0"),
+        ({"curves": {"weight": Curve((1.0,), [[-2.0]])}}, "curve 'weight' has the negative value -2.0"),
+        ({"curves": {"rho": Curve((1.0,), [[-1.5]])}}, "curve 'rho' has the value -1.5, but it is a correlation"),
         ({"tables": {"change": np.ones((4, 4))}}, "table 'change' has shape (4, 4), expected (steps, steps, samples)"),
         ({"tables": {"plan": np.array([1, np.inf])}}, "table 'plan' has the non-finite value inf at [1]"),
         ({"tables": {"plan": np.array(["a"])}}, "table 'plan' has dtype <U1, not numbers"),
@@ -941,7 +944,10 @@ def test_what_is_allowed_is_noted(against: dict[str, Any], said: str) -> None:
 # ---------------------------------------------------------------------------------------------- showing
 
 
-def test_the_plot_has_two_panels_with_their_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [("alpha_x", "alpha_t"), ("alpha_x", "alpha_t", "rho", "weight")], ids=len)
+def test_the_plot_has_a_panel_for_every_curve_with_its_bands(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     figure_module = pytest.importorskip("matplotlib.figure")
     drawn = []
     plain = figure_module.Figure.savefig
@@ -951,11 +957,15 @@ def test_the_plot_has_two_panels_with_their_bands(tmp_path: Path, monkeypatch: p
         plain(figure, *args, **kwargs)
 
     monkeypatch.setattr(figure_module.Figure, "savefig", savefig)
-    profile = make_profile()
+    ts = make_profile().timesteps
+    curves = {**make_profile().curves, "rho": Curve(ts, np.linspace(-1, 1, 12).reshape(4, 3))}
+    profile = make_profile(curves={name: curves[name] for name in (*names, "drift")})
     path = plot_sensitivities(profile, tmp_path / "new" / "p.png")
     assert path.read_bytes().startswith(b"\x89PNG")
-    for axes, name in zip(drawn[0].axes, ("alpha_x", "alpha_t"), strict=True):
-        (line,) = axes.lines
+    for axes, name in zip(drawn[0].axes, names, strict=True):
+        line = axes.lines[0]
+        low, high = axes.get_ylim()
+        assert low == 0 if name != "rho" else (low, high) == (-1.05, 1.05)
         curve = profile.curves[name]
         assert line.get_xdata().tolist() == list(curve.t)
         assert line.get_ydata().tolist() == curve.mean().tolist()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cachepolicies._errors import SettingsError
 from cachepolicies.calibration.blocks import fitted, probe_of
-from cachepolicies.calibration.count import EvaluationCount, evaluations_needed, has_next_point
+from cachepolicies.calibration.count import EvaluationCount, evaluations_needed, has_next_point, steps_weighed
 from cachepolicies.calibration.measure import BatchMeasurements, measure_batch
 from cachepolicies.calibration.partial import PartialResults
 from cachepolicies.calibration.samples import CalibrationSamples
@@ -47,6 +47,7 @@ def calibrate(
     model_class: str | None = None,
     hash_weights: bool = True,
     blocks: bool | None = None,
+    weights: bool | int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     console: Console | None = None,
@@ -59,13 +60,21 @@ def calibrate(
     ``alpha_x(t_k) = rms(f(x_{k+1}, t_k) - f(x_k, t_k)) / rms(x_{k+1} - x_k)``
     ``alpha_t(t_k) = rms(f(x_k, t_{k+1}) - f(x_k, t_k)) / |t_{k+1} - t_k|``
 
-    (SenCache, arXiv 2602.24208, eqs. 11 and 12; norms are RMS per element here), and between every two steps the
-    displacement rms(x_k - x_r) and the change rms(f(x_k, t_k) - f(x_r, t_r)). The point after the last step is the
-    sample at the scheduler's ``final_t``; where there is none, the curves end one step earlier. `evaluations_needed`
-    counts the evaluations beforehand.
+    (SenCache, arXiv 2602.24208, eqs. 11 and 12; norms are RMS per element here), rho(t_k), the correlation of these two
+    differences (1 where one of them is zero), and between every two steps the displacement rms(x_k - x_r) and the
+    change rms(f(x_k, t_k) - f(x_r, t_r)). The point after the last step is the sample at the scheduler's ``final_t``;
+    where there is none, the curves end one step earlier.
+
+    The weight of a step says how much an error of the output there changes the sample: step k is reused alone, with the
+    output of step k - 1 (at step 0, with that of step 1), and sampled on with the model to the end,
+
+    ``weight(t_k) = rms(sample' - sample) / rms(y_{k-1} - y_k)``.
+
+    Of samplers with two evaluations a step only the first is perturbed. `evaluations_needed` counts all evaluations
+    beforehand.
 
     Deterministic for the same samples and seeds; the batch size changes nothing but rounding. Memory holds the N
-    latents and N outputs of one batch.
+    latents of one batch and the outputs of all its evaluations.
 
     Args:
         model: ``f(x, t, *args, **kwargs)``, x ``(B, ...)`` and t ``(B,)``; returns a tensor, a tuple or list with a
@@ -85,6 +94,9 @@ def calibrate(
             table ``magnitude_ratio``, the relative changes of the signals and of the output, and a polynomial of one in
             the other for every signal. ``None``: if the model is a network whose stack is known, or names one by an
             attribute ``network``.
+        weights: measure the weight of every m-th step and of the last m: ``True`` or 1 is every step, which takes
+            N (N - 1) / 2 evaluations more; ``False`` or 0 none; ``None`` every tenth of the run, about 6 N
+            evaluations more. There are none on noised data, nor for a single step.
         checkpoint: folder for finished batches, so that an interrupted calibration resumes. Kept when done: clear it
             with `clear_checkpoint` once the profile is saved.
         progress: show the number of evaluations and a progress bar on stderr.
@@ -96,7 +108,8 @@ def calibrate(
 
     Raises:
         InputError: the denoiser's output is no tensor, of another batch size or not finite; names t and sample.
-        ProfileError: x or t does not change over a step, or the checkpoint is damaged or another calibration's.
+        ProfileError: x or t does not change over a step, the output never changes (with weights only), or the
+            checkpoint is damaged or another calibration's.
         RunError: the scheduler visits other t than it announces.
         SettingsError: a setting is out of range, or seeds or data are missing.
         UnknownNameError: no scheduler is registered under the name.
@@ -108,7 +121,8 @@ def calibrate(
     if seeds is not None:
         samples = attrs.evolve(samples, seeds=tuple(seeds))
     _check_settings(scheduler, samples, trajectory, batch_size)
-    count = evaluations_needed(scheduler, num_steps, len(samples), trajectory)
+    count = evaluations_needed(scheduler, num_steps, len(samples), trajectory, weights)
+    weighed = steps_weighed(num_steps, trajectory, weights)
     draft = _draft(
         model,
         scheduler,
@@ -122,7 +136,9 @@ def calibrate(
         hash_weights=hash_weights,
         notes=notes,
     )
-    partial = None if checkpoint is None else PartialResults(Path(checkpoint), _settings(draft, samples, probe))
+    partial = (
+        None if checkpoint is None else PartialResults(Path(checkpoint), _settings(draft, samples, probe, weighed))
+    )
     batches = [] if partial is None else partial.read()
     done = batches[-1].stop if batches else 0
     with _progress_bar(draft.name, count, done, show=progress, console=console) as evaluated:
@@ -136,11 +152,12 @@ def calibrate(
                 trajectory=trajectory,
                 evaluated=evaluated,
                 probe=probe,
+                weighed=weighed,
             )
             if partial is not None:
                 partial.add(batch)
             batches.append(batch)
-    return _assemble(draft, scheduler, batches)
+    return _assemble(draft, scheduler, batches, weighed)
 
 
 def _check_settings(scheduler: Scheduler, samples: CalibrationSamples, trajectory: str, batch_size: int) -> None:
@@ -196,7 +213,9 @@ def _draft(
     )
 
 
-def _assemble(draft: Profile, scheduler: Scheduler, batches: Sequence[BatchMeasurements]) -> Profile:
+def _assemble(
+    draft: Profile, scheduler: Scheduler, batches: Sequence[BatchMeasurements], weighed: Sequence[int]
+) -> Profile:
     pairs = draft.num_steps if has_next_point(scheduler, draft.timesteps) else draft.num_steps - 1
 
     def joined(what: str) -> Any:
@@ -204,16 +223,21 @@ def _assemble(draft: Profile, scheduler: Scheduler, batches: Sequence[BatchMeasu
 
     stack = {key: np.concatenate([batch.blocks[key] for batch in batches], axis=-1) for key in batches[0].blocks}
     polynomials, problems = fitted(stack)
+    curves = {what: Curve(draft.timesteps[:pairs], joined(what)) for what in ("alpha_x", "alpha_t", "rho")}
+    if weighed:
+        curves["weight"] = Curve([draft.timesteps[k] for k in weighed], joined("weight"))
     return attrs.evolve(
         draft,
-        curves={what: Curve(draft.timesteps[:pairs], joined(what)) for what in ("alpha_x", "alpha_t")},
+        curves=curves,
         tables={what: joined(what) for what in ("displacement", "change")} | stack,
         polynomials=polynomials,
         notes="; ".join(text for text in (draft.notes, *problems) if text),
     )
 
 
-def _settings(draft: Profile, samples: CalibrationSamples, probe: BlocksProbe | None) -> dict[str, Any]:
+def _settings(
+    draft: Profile, samples: CalibrationSamples, probe: BlocksProbe | None, weighed: Sequence[int]
+) -> dict[str, Any]:
     """Return what the numbers depend on, as plain JSON; a checkpoint serves one such set."""
     digest = hashlib.sha256()
     _digest_inputs(digest, (samples.noise, samples.data, samples.args, dict(samples.kwargs)))
@@ -230,6 +254,7 @@ def _settings(draft: Profile, samples: CalibrationSamples, probe: BlocksProbe | 
         "seeds": draft.seeds,
         "trajectory": draft.trajectory,
         "blocks": None if probe is None else sorted(probe.signals),
+        "weights": list(weighed),
         "inputs": digest.hexdigest(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,25 @@ from cachepolicies._units import difference, row_rms
 from cachepolicies.calibration.blocks import BlockWatch
 from cachepolicies.calibration.count import has_next_point
 from cachepolicies.calibration.samples import CalibrationSamples
+from cachepolicies.calibration.weights import Recording, measure_weights
 from cachepolicies.profiles.schema import Trajectory
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.schedulers.base import SamplingRun, Scheduler
 from cachepolicies.sites.probe import BlocksProbe
 
 
 @frozen(eq=False)
 class BatchMeasurements:
-    """What was measured on the samples ``start`` to ``stop - 1`` (B of them; N steps, M pairs of points).
+    """What was measured on the samples ``start`` to ``stop - 1`` (B of them; N steps, M pairs of points, W weights).
 
     Attributes:
         start: index of the first sample.
         stop: index after the last.
         alpha_x: ``(M, B)`` float64.
         alpha_t: ``(M, B)`` float64.
-        displacement: ``(N, N, B)`` float32.
-        change: ``(N, N, B)`` float32.
+        rho: ``(M, B)`` float64.
+        weight: ``(W, B)`` float64.
+        displacement: ``(N, N, B)`` float64.
+        change: ``(N, N, B)`` float64.
         blocks: tables of the block stack by name, ``(N, B)`` or ``(N - 1, B)`` float64; empty if it was not watched.
     """
 
@@ -41,8 +44,10 @@ class BatchMeasurements:
     stop: int
     alpha_x: NDArray[np.float64]
     alpha_t: NDArray[np.float64]
-    displacement: NDArray[np.float32]
-    change: NDArray[np.float32]
+    rho: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    displacement: NDArray[np.float64]
+    change: NDArray[np.float64]
     blocks: Mapping[str, NDArray[np.float64]] = field(factory=dict)
 
 
@@ -118,8 +123,9 @@ def measure_batch(
     trajectory: Trajectory,
     evaluated: Callable[[int], None],
     probe: BlocksProbe | None = None,
+    weighed: Sequence[int] = (),
 ) -> BatchMeasurements:
-    """Measure one batch; holds its N latents and N outputs, nothing of other batches.
+    """Measure one batch; holds its N latents and the outputs of all its evaluations, nothing of other batches.
 
     Args:
         model: ``f(x, t, *args, **kwargs)``.
@@ -130,23 +136,30 @@ def measure_batch(
         trajectory: ``"model"`` or ``"noised"``.
         evaluated: called with the number of rows after every evaluation.
         probe: watches the block stack at the first evaluation of every step, where it is wanted.
+        weighed: the steps that get a measured weight, with ``"model"`` only.
 
     Raises:
-        InputError: the denoiser's output is no tensor, of another batch size or not finite.
-        ProfileError: two neighbouring points have the same x or t, so that there is no direction to difference along.
+        InputError: the denoiser's output is no tensor, of another batch size or not finite; or the sampler's is not.
+        ProfileError: two neighbouring points have the same x or t, so that there is no direction to difference along;
+            or the output never changes, so that there is no error to weigh.
         RunError: the scheduler's run visits other t than its ``timesteps``.
     """
     denoiser = Denoiser(model, samples, start, evaluated)
     with torch.no_grad():
         walk = _follow_model if trajectory == "model" else _follow_noised_data
         watch = None if probe is None else BlockWatch(probe, start)
-        points = walk(denoiser, scheduler, samples, num_steps, watch)
-        alpha_x, alpha_t = _directional_differences(denoiser, points, start)
+        points, recording = walk(denoiser, scheduler, samples, num_steps, watch)
+        alpha_x, alpha_t, rho = _directional_differences(denoiser, points, start)
+        weight = np.empty((0, len(samples)))
+        if recording is not None:
+            weight = measure_weights(denoiser, recording, weighed)
         return BatchMeasurements(
             start=start,
             stop=start + len(samples),
             alpha_x=alpha_x,
             alpha_t=alpha_t,
+            rho=rho,
+            weight=weight,
             displacement=_pairwise_rms(points.x[:num_steps]),
             change=_pairwise_rms(points.y),
             blocks={} if watch is None else watch.tables(),
@@ -155,20 +168,22 @@ def measure_batch(
 
 def _follow_model(
     denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int, watch: BlockWatch | None
-) -> Points:
+) -> tuple[Points, Recording]:
     timesteps = scheduler.timesteps(num_steps)
-    # on the CPU, so that a sampler's noise is the same on every device; one a sample, so that batches do not matter
-    generators = [torch.Generator().manual_seed(seed) for seed in samples.seeds]
-    run = scheduler.begin(num_steps, generator=generators or None, device=samples.noise.device)
-    x = scheduler.initial(samples.noise, num_steps)
+    begin = functools.partial(_begin, scheduler, samples, num_steps)
+    run, x = begin()
     points = Points()
+    outputs: list[Tensor] = []
+    first: list[int] = []
     while not run.finished:
         first_stage = run.stage == 0
         x_in, t_in = run.model_input(x)
         evaluate = functools.partial(watch.evaluate, denoiser) if watch is not None and first_stage else denoiser
         y = evaluate(x_in, t_in)
         if first_stage:
+            first.append(len(outputs))
             points.add(x_in, t_in, y)
+        outputs.append(points.y[-1] if first_stage else y.clone())
         x = run.advance(y, x)
     visited = [float(t[0]) for t in points.t]
     if len(visited) != num_steps or not np.allclose(visited, timesteps, rtol=1e-5, atol=1e-6):
@@ -178,12 +193,20 @@ def _follow_model(
         )
     if has_next_point(scheduler, timesteps):
         points.add(x, _final_t(scheduler, points.t[-1]))
-    return points
+    return points, Recording(begin, outputs, first, x.clone(), denoiser.first)
+
+
+def _begin(scheduler: Scheduler, samples: CalibrationSamples, num_steps: int) -> tuple[SamplingRun, Tensor]:
+    """Start the run of a batch, the same one every time, and return it with its first latent ``(B, ...)``."""
+    # on the CPU, so that a sampler's noise is the same on every device; one a sample, so that batches do not matter
+    generators = [torch.Generator().manual_seed(seed) for seed in samples.seeds]
+    run = scheduler.begin(num_steps, generator=generators or None, device=samples.noise.device)
+    return run, scheduler.initial(samples.noise, num_steps)
 
 
 def _follow_noised_data(
     denoiser: Denoiser, scheduler: Scheduler, samples: CalibrationSamples, num_steps: int, watch: BlockWatch | None
-) -> Points:
+) -> tuple[Points, None]:
     if samples.data is None:
         raise SettingsError("trajectory='noised' needs clean latents; give CalibrationSamples(data=...)")
     data = samples.data.to(samples.noise)
@@ -203,7 +226,7 @@ def _follow_noised_data(
     if has_next_point(scheduler, timesteps):
         t_in = _final_t(scheduler, like)
         points.add(noised(float(t_in[0])), t_in)
-    return points
+    return points, None
 
 
 def _final_t(scheduler: Scheduler, like: Tensor) -> Tensor:
@@ -219,13 +242,14 @@ def _final_t(scheduler: Scheduler, like: Tensor) -> Tensor:
 
 def _directional_differences(
     denoiser: Denoiser, points: Points, first: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Finite differences along the solver's own step, SenCache (arXiv 2602.24208), eqs. 11 and 12.
 
     ``alpha_x(t_k) = rms(f(x_{k+1}, t_k) - f(x_k, t_k)) / rms(x_{k+1} - x_k)`` and
-    ``alpha_t(t_k) = rms(f(x_k, t_{k+1}) - f(x_k, t_k)) / |t_{k+1} - t_k|``.
+    ``alpha_t(t_k) = rms(f(x_k, t_{k+1}) - f(x_k, t_k)) / |t_{k+1} - t_k|``; with them rho, the cosine of the angle
+    between the two differences.
     """
-    alpha_x, alpha_t = [], []
+    alpha_x, alpha_t, rho = [], [], []
     for k in range(len(points.x) - 1):
         x, t, y = points.x[k], points.t[k], points.y[k]
         x_next, t_next = points.x[k + 1], points.t[k + 1]
@@ -245,18 +269,38 @@ def _directional_differences(
                     f"t = {float(t_next[row]):g}, for sample {first + row}: there is no direction to difference along; "
                     "use fewer steps, other samples, or check the scheduler"
                 )
-        alpha_x.append(_to_numpy(row_rms(difference(denoiser(x_next, t), y))) / dx)
-        alpha_t.append(_to_numpy(row_rms(difference(denoiser(x, t_next), y))) / dt)
-    return np.stack(alpha_x), np.stack(alpha_t)
+        along_x = difference(denoiser(x_next, t), y)
+        along_t = difference(denoiser(x, t_next), y)
+        alpha_x.append(_to_numpy(row_rms(along_x)) / dx)
+        alpha_t.append(_to_numpy(row_rms(along_t)) / dt)
+        rho.append(_cosine(along_x, along_t))
+    return np.stack(alpha_x), np.stack(alpha_t), np.stack(rho)
 
 
-def _pairwise_rms(values: list[Tensor]) -> NDArray[np.float32]:
-    """Return the RMS difference of every two of N tensors ``(B, ...)`` as ``(N, N, B)``, symmetric, zero diagonal."""
+def _cosine(a: Tensor, b: Tensor) -> NDArray[np.float64]:
+    """Return ``<a, b> / (|a| |b|)`` of every row, ``(B,)``; 1 where one of them is zero.
+
+    There is no angle then, and 1 is the one with which the score is the paper's bound.
+    """
+    a, b = a.double().reshape(a.shape[0], -1), b.double().reshape(b.shape[0], -1)
+    product = _to_numpy(row_rms(a)) * _to_numpy(row_rms(b))
+    mean = _to_numpy((a * b).mean(dim=1))
+    cosine = np.divide(mean, product, out=np.ones_like(mean), where=product > 0)
+    clipped: NDArray[np.float64] = cosine.clip(-1.0, 1.0)  # rounding alone leads beyond
+    return clipped
+
+
+def _pairwise_rms(values: list[Tensor]) -> NDArray[np.float64]:
+    """Return the RMS difference of every two of N tensors ``(B, ...)`` as ``(N, N, B)``, symmetric, zero diagonal.
+
+    In float64: the error of an extrapolation is a small difference of the squares of these numbers.
+    """
     count, batch = len(values), values[0].shape[0]
-    table = np.zeros((count, count, batch), dtype=np.float32)
+    table = np.zeros((count, count, batch))
     for r in range(count - 1):
         # two at a time: all at once would need the memory of the trajectory again
-        rms = torch.stack([row_rms(difference(values[k], values[r])) for k in range(r + 1, count)])
+        reference = values[r].double()
+        rms = torch.stack([row_rms(values[k].double() - reference) for k in range(r + 1, count)])
         table[r, r + 1 :] = table[r + 1 :, r] = rms.cpu().numpy()
     return table
 

@@ -20,7 +20,7 @@ from cachepolicies.profiles.io import write_atomically
 FORMAT = "cachepolicies-calibration-partial"
 INDEX = "partial.json"
 
-_ARRAYS = ("alpha_x", "alpha_t", "displacement", "change")
+_ARRAYS = ("alpha_x", "alpha_t", "rho", "weight", "displacement", "change")
 _BLOCKS = "blocks/"
 """Prefix of the arrays that were measured at the block stack."""
 
@@ -127,8 +127,7 @@ class PartialResults:
         try:
             arrays = safetensors.numpy.load(content)
             blocks = {key.removeprefix(_BLOCKS): a for key, a in arrays.items() if key.startswith(_BLOCKS)}
-            alpha_x, alpha_t, displacement, change = (arrays[key] for key in _ARRAYS)
-            return BatchMeasurements(start, stop, alpha_x, alpha_t, displacement, change, blocks)
+            return BatchMeasurements(start=start, stop=stop, blocks=blocks, **{key: arrays[key] for key in _ARRAYS})
         except (safetensors.SafetensorError, KeyError) as error:
             raise self._damaged(f"{name} lacks its arrays ({error})") from error
 

@@ -23,6 +23,13 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Seed of the first sample.")] = FIRST_SEED,
     batch_size: Annotated[int, typer.Option(help="Samples evaluated together, and kept together if interrupted.")] = 1,
     trajectory: Annotated[str, typer.Option(help="model: the model's own runs; noised: noised data.")] = "model",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Steps that get a measured weight, for planning: every, none, or N for every N-th and the last N. "
+            "Default: N a tenth of the run, or none with --trajectory noised."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; the file's stem by default.")] = None,
     checkpoint: Annotated[
         Path | None,
@@ -41,6 +48,7 @@ def calibrate(
 
     if out.suffix != ".json":
         raise ProfileError(f"--out {out}: a profile is a .json file; save it as {out.name + '.json'!r}")
+    stride = _stride(weights)
     seeds = seeds_from(seed, samples, "--samples")
     given = workload_of(workload, option)
     drawn = given.draw(seeds)
@@ -54,6 +62,7 @@ def calibrate(
         CalibrationSamples(noise=drawn.noise, args=drawn.args, kwargs=drawn.kwargs, data=drawn.data, seeds=seeds),
         num_steps=given.num_steps if steps is None else steps,
         trajectory=followed,
+        weights=stride,
         batch_size=batch_size,
         name=out.stem if name is None else name,
         guidance=given.guidance,
@@ -78,3 +87,14 @@ def _trajectory(text: str) -> Trajectory:
     if text == "noised":
         return "noised"
     raise SettingsError(f"--trajectory {text!r} is unknown; choose model or noised")
+
+
+def _stride(text: str | None) -> int | None:
+    if text is None:
+        return None
+    words = {"none": 0, "every": 1}
+    if text in words:
+        return words[text]
+    if text.isascii() and text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise SettingsError(f"--weights {text!r} is unknown; choose every, none, or every how many steps, as 5")

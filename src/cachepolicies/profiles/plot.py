@@ -16,7 +16,8 @@ _BANDS = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35))
 def plot_sensitivities(profile: Profile, path: str | Path) -> Path:
     """Draw the means of alpha_x(t) and alpha_t(t) with their 5-95 % and 25-75 % bands (SenCache, Figure 4).
 
-    Time runs from left to right, so the t axis is inverted.
+    Their correlation ``rho`` and the ``weight`` of the steps are drawn beside them where the profile has them. Time
+    runs from left to right, so the t axis is inverted.
 
     Args:
         profile: needs the curves ``alpha_x`` and ``alpha_t``.
@@ -30,10 +31,16 @@ def plot_sensitivities(profile: Profile, path: str | Path) -> Path:
         SettingsError: matplotlib cannot write this format.
     """
     profile.require("plot", ("alpha_x", "alpha_t"))
-    figure = _figure(9.0)
-    left, right = figure.subplots(1, 2)
-    labels = {"alpha_x": r"$\alpha_x$ (dimensionless)", "alpha_t": r"$\alpha_t$ (RMS per unit of t)"}
-    for axes, (name, label) in zip((left, right), labels.items(), strict=True):
+    labels = {
+        "alpha_x": r"$\alpha_x$ (dimensionless)",
+        "alpha_t": r"$\alpha_t$ (RMS per unit of t)",
+        "rho": r"$\rho$ (dimensionless)",
+        "weight": "weight (dimensionless)",
+    }
+    there = {name: label for name, label in labels.items() if name in profile.curves}
+    figure = _figure(4.5 * len(there))
+    panels = figure.subplots(1, len(there))
+    for axes, (name, label) in zip(panels, there.items(), strict=True):
         curve = profile.curves[name]
         for low, high, opacity in _BANDS:
             band = f"{low * 100:.0f} to {high * 100:.0f} %"
@@ -43,9 +50,13 @@ def plot_sensitivities(profile: Profile, path: str | Path) -> Path:
         axes.plot(curve.t, curve.mean(), color="C0", label="mean")
         axes.set_xlabel("t")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        if name == "rho":
+            axes.set_ylim(-1.05, 1.05)
+            axes.axhline(0.0, color="0.6", lw=0.8, zorder=0)
+        else:
+            axes.set_ylim(bottom=0)
         axes.invert_xaxis()
-    left.legend(frameon=False)
+    panels[0].legend(frameon=False)
     return _save(figure, profile, path)
 
 

@@ -34,13 +34,15 @@ DEFAULT_UNITS: Mapping[str, str] = {
     "t": "the scheduler's t, as the denoiser is called with",
     "alpha_x": "RMS change of the output per RMS change of x (dimensionless)",
     "alpha_t": "RMS change of the output per unit of t",
+    "rho": "correlation of the output's changes with x and with t (dimensionless)",
+    "weight": "RMS change of the sample per RMS change of the output at a step (dimensionless)",
     "displacement": "RMS change of x between two steps",
     "change": "RMS change of the output between two steps",
     "magnitude_ratio": "size of the residual over that at the step before (dimensionless)",
     "signal_change": "relative L1 change of a signal between two steps (dimensionless)",
     "output_change": "relative L1 change of the output between two steps (dimensionless)",
 }
-"""Units of the tables that `cachepolicies.calibration.calibrate` writes."""
+"""Units of the curves and tables that `cachepolicies.calibration.calibrate` writes."""
 
 Origin: TypeAlias = Literal["measured", "published"]
 """Whether a calibration of this library measured a profile, or its numbers were published by a method's authors."""
@@ -328,8 +330,12 @@ class Profile:
     Curves and tables are looked up by name, so that a policy from anywhere may add its own. The built-in names are
 
     - the curves ``alpha_x`` and ``alpha_t`` (SenCache, arXiv 2602.24208, eqs. 11 and 12);
+    - the curve ``rho``, the correlation of the two differences in these equations, in [-1, 1];
+    - the curve ``weight``: RMS change of the finished sample per RMS change of the output at a step, for every step or
+      some of them. It belongs to the step from there to the next timestep, and grows with its length;
     - the tables ``displacement`` D(r, k), the RMS of x_k - x_r, and ``change`` E(r, k), the RMS of
-      f(x_k, t_k) - f(x_r, t_r), both ``(N, N, S)`` float32. Norms are root mean squares per element;
+      f(x_k, t_k) - f(x_r, t_r), both ``(N, N, S)``, float64 (float32 in earlier profiles). Norms are root mean squares
+      per element;
     - the tables ``magnitude_ratio``, or one ``magnitude_ratio.<stream>`` for every stream (MagCache, arXiv
       2506.09045): ``(N, S)`` float64, row k is the size of the residual at step k over that at step k - 1, row 0 is 1.
       A published one may have another number of rows than N where its source does;
@@ -473,10 +479,13 @@ class Profile:
                 raise ProfileError(
                     f"curve {name!r} has {columns} columns for {self.samples} samples; expected that many, or 1"
                 )
-            if name in ("alpha_x", "alpha_t") and curve.values.min() < 0:
+            if name in ("alpha_x", "alpha_t", "weight") and curve.values.min() < 0:
                 raise ProfileError(
                     f"curve {name!r} has the negative value {curve.values.min()}, but it is a norm; {RECALIBRATE}"
                 )
+            if name == "rho" and abs(curve.values).max() > 1:
+                worst = curve.values.flat[abs(curve.values).argmax()]
+                raise ProfileError(f"curve 'rho' has the value {worst}, but it is a correlation; {RECALIBRATE}")
 
     def _check_tables(self) -> None:
         steps, published = self.num_steps, self.origin == "published"
@@ -524,20 +533,21 @@ class Profile:
 
     @property
     def displacement(self) -> Array | None:
-        """D(r, k), ``(N, N, S)`` float32; None if it was not calibrated."""
+        """D(r, k), ``(N, N, S)``; None if it was not calibrated."""
         return self.tables.get("displacement")
 
     @property
     def change(self) -> Array | None:
-        """E(r, k), ``(N, N, S)`` float32; None if it was not calibrated."""
+        """E(r, k), ``(N, N, S)``; None if it was not calibrated."""
         return self.tables.get("change")
 
-    def require(self, policy_name: str, names: Iterable[str]) -> None:
+    def require(self, user: str, names: Iterable[str], kind: str = "policy") -> None:
         """Check that the profile has what a policy needs.
 
         Args:
-            policy_name: named in the message.
+            user: what needs them, named in the message.
             names: of curves or tables.
+            kind: of the user, for the message.
 
         Raises:
             NeedsError: one is missing; says which, what there is, and how to calibrate.
@@ -546,6 +556,6 @@ class Profile:
         missing = [name for name in names if name not in known]
         if missing:
             raise NeedsError(
-                f"policy {policy_name!r} needs {', '.join(map(repr, missing))}, which profile {self.name!r} does not "
+                f"{kind} {user!r} needs {', '.join(map(repr, missing))}, which profile {self.name!r} does not "
                 f"have (it has: {', '.join(sorted(known)) or 'nothing'}); {RECALIBRATE}"
             )

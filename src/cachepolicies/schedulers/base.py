@@ -16,6 +16,9 @@ PredictionType = Literal["velocity", "noise", "x0", "v"]
 ``alpha * noise - sigma * data`` of a variance-preserving schedule.
 """
 
+SamplerTime = Literal["t", "sigma", "log-snr"]
+"""The variable that a sampler steps in; see `Scheduler.time`."""
+
 
 class SamplingRun(ABC):
     """One sampling in progress: says where the denoiser is evaluated next and takes what it returned.
@@ -78,6 +81,15 @@ class Scheduler(ABC):
     @abstractmethod
     def family(self) -> str:
         """Noise-schedule family: ``"flow"``, ``"vp"`` or ``"edm"``. A profile serves its own family only."""
+
+    @property
+    def time(self) -> SamplerTime:
+        """What the sampler steps in, in which outputs are smooth enough to extrapolate; ``"sigma"`` unless it says so.
+
+        ``"sigma"`` is sigma for the family ``flow`` and sigma / alpha for ``vp`` and ``edm``: Euler, Heun and DDIM
+        integrate an ODE in it, one step a straight line. ``"log-snr"`` is log(alpha^2 / sigma^2).
+        """
+        return "sigma"
 
     @property
     @abstractmethod

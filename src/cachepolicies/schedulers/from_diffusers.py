@@ -20,7 +20,7 @@ from cachepolicies._settings import shown
 from cachepolicies.schedulers._noise import Generators, as_generators, check_one_per_sample
 from cachepolicies.schedulers._runs import batched_t, check_decreasing, check_num_steps, finished_error
 from cachepolicies.schedulers._tables import interpolate
-from cachepolicies.schedulers.base import PredictionType, SamplingRun, Scheduler
+from cachepolicies.schedulers.base import PredictionType, SamplerTime, SamplingRun, Scheduler
 
 SUPPORTED: tuple[str, ...] = (
     "FlowMatchEulerDiscreteScheduler",
@@ -40,6 +40,7 @@ SUPPORTED: tuple[str, ...] = (
 _FLOW_MATCHING = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _HEUN = ("FlowMatchHeunDiscreteScheduler", "HeunDiscreteScheduler")
 _ALWAYS_STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "CogVideoXDPMScheduler")
+_EXPONENTIAL = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "CogVideoXDPMScheduler")
 # These look abar up at an integer t; the others interpolate a table of sqrt((1 - abar) / abar).
 _INTEGER_TABLE = ("DDIMScheduler", "DDPMScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 # With one of these, t is found from sigma by interpolating log(sigma).
@@ -164,6 +165,15 @@ class DiffusersScheduler(Scheduler):
     def family(self) -> str:
         """``"flow"`` for flow-matching schedulers and for multistep ones with flow sigmas, otherwise ``"vp"``."""
         return "flow" if self.name in _FLOW_MATCHING or self._get("use_flow_sigmas") else "vp"
+
+    @property
+    def time(self) -> SamplerTime:
+        """``"log-snr"`` for the exponential integrators on a variance-preserving schedule, otherwise ``"sigma"``.
+
+        With flow sigmas these integrate in log-SNR as well, but the velocity is smoother in sigma: on the reference
+        video model extrapolating in sigma was more accurate under UniPC.
+        """
+        return "log-snr" if self.name in _EXPONENTIAL and self.family == "vp" else "sigma"
 
     @property
     def prediction_type(self) -> PredictionType:

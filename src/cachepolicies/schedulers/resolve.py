@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any
+
 from cachepolicies._errors import PluginError, SettingsError
 from cachepolicies._settings import shown
 from cachepolicies.schedulers.base import Scheduler
+
+if TYPE_CHECKING:
+    from cachepolicies.profiles.schema import SchedulerInfo
 
 
 def as_scheduler(spec: object) -> Scheduler:
@@ -42,3 +48,41 @@ def as_scheduler(spec: object) -> Scheduler:
         f"scheduler is {shown(spec)} ({type(spec).__name__}); give a name such as 'flow-euler:shift=3', a "
         "cachepolicies Scheduler, or a diffusers scheduler (instance or class)"
     )
+
+
+def scheduler_of(info: SchedulerInfo) -> Scheduler | None:
+    """Rebuild the scheduler that a profile was calibrated with, from its name and its settings.
+
+    What diffusers' ``set_shift`` changed after construction is recorded as if the scheduler had been made with it,
+    which shifts the last noise levels once more: compare the timesteps where they matter.
+
+    Args:
+        info: a profile's record.
+
+    Returns:
+        The scheduler; ``None`` if none is registered under the name, as with a scheduler of one's own.
+
+    Raises:
+        SettingsError: the registered scheduler does not take the recorded settings, as after an update of diffusers.
+        PluginError: what is registered under the name is not a `Scheduler`, or cannot be imported.
+    """
+    from cachepolicies._plugins import schedulers
+
+    registry = schedulers()
+    if info.name not in registry:
+        return None
+    try:
+        created: object = registry.create(info.name, **{key: _number(value) for key, value in info.config.items()})
+    except SettingsError as error:
+        raise SettingsError(
+            f"the profile's scheduler {info.name!r} cannot be rebuilt from its recorded settings: {error}; "
+            "give the scheduler itself, or calibrate again"
+        ) from error
+    if not isinstance(created, Scheduler):
+        raise PluginError(f"scheduler {info.name!r} made a {type(created).__name__}, not a cachepolicies Scheduler")
+    return created
+
+
+def _number(value: Any) -> Any:
+    """Return the infinite number that a text stands for: JSON has none, so that a record holds them as text."""
+    return float(value) if value in (str(math.inf), str(-math.inf)) else value
