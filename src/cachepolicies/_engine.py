@@ -17,15 +17,16 @@ from attrs import frozen
 from torch import Tensor
 
 from cachepolicies._errors import CacheWarning, InputError, NeedsError, PolicyError, RunError
-from cachepolicies._guards import Peaks, guard, reader, remember
-from cachepolicies._host import index_on
+from cachepolicies._guards import Peaks, clip, guard, reader, remember
+from cachepolicies._host import index_on, visible
 from cachepolicies._layout import Layout, equal_parts
 from cachepolicies._policy import CachePolicy, Decision
 from cachepolicies._reasons import SHAPE_CHANGED
 from cachepolicies._run import SHARED, Call, Declaration, Group, Run, check_declared
 from cachepolicies._step import RunInfo, Step
-from cachepolicies._substitute import Refresh, Substitute
-from cachepolicies._trace import AuditRecord, CallRecord, Trace
+from cachepolicies._store import Store
+from cachepolicies._substitute import Extrapolation, Guarded, Noted, Prediction, Substitute
+from cachepolicies._trace import AuditRecord, CallRecord, Clipped, Trace
 from cachepolicies._units import difference, row_rms
 from cachepolicies.profiles.schema import Profile
 
@@ -47,6 +48,21 @@ class Wanted:
 
     rows: tuple[int, ...] | None
     audit: bool = False
+
+
+@frozen(eq=False)
+class _Served:
+    """What a call is answered with, and what the trace has to know of it.
+
+    Attributes:
+        output: ``(B, ...)``.
+        order: order of the substitute in every row; ``None`` where nothing was substituted or it has none.
+        clipped: ``(B,)`` bool, rows in which the guard replaced the extrapolation; ``None`` where none was.
+    """
+
+    output: Tensor
+    order: tuple[int, ...] | None = None
+    clipped: Tensor | None = None
 
 
 Exchange = Generator[Wanted, Tensor, Tensor]
@@ -91,6 +107,10 @@ class Engine:
         self.substitute = substitute
         self.profile = profile
         self.settings = settings
+        self._order = substitute.order if isinstance(substitute, Extrapolation) else None
+        # An extrapolation of order 0 is a remembered output itself: there is nothing to guard.
+        self._guarded = isinstance(substitute, Guarded) and self._order != 0
+        self._factor = substitute.guard if isinstance(substitute, Guarded) else None
         self.trace = self._new_trace()
         self._notes = notes
         self._run: Run | None = None
@@ -207,7 +227,8 @@ class Engine:
         else:
             wanted = followed
         decision = wanted if peaks is None else guard(run, group, call, wanted, peaks)
-        output = yield from self._carry_out(run, call, group.point, decision, peaks)
+        served = yield from self._carry_out(run, call, group.point, decision, peaks)
+        output = served.output
         if followed is None:
             group.decision = decision
             group.state = self.policy.observe(step, decision, output, group.state)
@@ -217,7 +238,7 @@ class Engine:
         group.served.add(call.branch)
         run.remember(call, None if peaks is None else peaks.values)
         audit = yield from self._audited(info.layout, call, decision, output)
-        self._record(call, decision, followed is None, step.index, audit)
+        self._record(info.layout, call, decision, followed is None, step.index, audit, served)
         return output
 
     # -- runs ---------------------------------------------------------------------------------------------------
@@ -272,7 +293,8 @@ class Engine:
             announced_steps=None if declaration is None else declaration.announced_steps,
         )
         self._audit = random.Random(settings.audit_seed)
-        for note in self._notes(info):
+        remarks = self.substitute.notes if isinstance(self.substitute, Noted) and self.policy.reuses else ()
+        for note in (*self._notes(info), *remarks):
             if note not in self.trace.notes:
                 self.trace.notes.append(note)
         return Run(info, self.trace.notes, reshaped)
@@ -285,7 +307,7 @@ class Engine:
         return group
 
     def _new_trace(self) -> Trace:
-        return Trace(self.policy.name, self.substitute.name)
+        return Trace(self.policy.name, self.substitute.name, order=self._order)
 
     def _close(self) -> None:
         if self._run is not None:
@@ -354,15 +376,15 @@ class Engine:
         point: int,
         decision: Decision,
         peaks: Peaks | None,
-    ) -> Exchange:
+    ) -> Generator[Wanted, Tensor, _Served]:
         layout, batch = run.info.layout, run.info.layout.rows
         if not any(decision.reuse):
             output = _checked((yield Wanted(None)), batch)
             if peaks is not None:
-                remember(run, call, point, output, None, peaks, self.substitute.history)
-            return output
-        history = run.stores[call.branch].history
-        output = self._substituted(call.t, history)
+                self._remember(run, call, point, output, None, peaks)
+            return _Served(output)
+        served = self._substituted(call.t, run.stores[call.branch])
+        output = served.output
         rows = layout.select([not reuse for reuse in decision.reuse])
         if rows:
             fresh = _checked((yield Wanted(tuple(rows))), len(rows))
@@ -374,21 +396,44 @@ class Engine:
                 )
             output = output.index_copy(0, index_on(rows, output.device), fresh)
             if peaks is not None:
-                remember(run, call, point, fresh, rows, peaks, self.substitute.history)
-        return output
+                self._remember(run, call, point, fresh, rows, peaks)
+        return _Served(output, served.order, served.clipped)
 
-    def _substituted(self, t: float, history: Sequence[Refresh]) -> Tensor:
+    def _remember(
+        self, run: Run, call: Call, point: int, fresh: Tensor, rows: Sequence[int] | None, peaks: Peaks
+    ) -> None:
+        sized = self._guarded and self._factor is not None
+        remember(run, call, point, fresh, rows, peaks, self.substitute.history, sized)
+
+    def _substituted(self, t: float, store: Store) -> _Served:
         """Return the substitute's prediction for all rows, in memory that is not the store's."""
-        output, kept = self.substitute.predict(t, history), [refresh.output for refresh in history]
-        if not isinstance(output, Tensor) or (output.shape, output.dtype) != (kept[0].shape, kept[0].dtype):
+        history = store.history
+        predicted = self.substitute.predict(t, history)
+        output = predicted.output if isinstance(predicted, Prediction) else predicted
+        newest = history[0].output
+        if not isinstance(output, Tensor) or (output.shape, output.dtype) != (newest.shape, newest.dtype):
             found = f"{tuple(output.shape)} {output.dtype}" if isinstance(output, Tensor) else repr(output)
             raise PolicyError(
                 f"substitute {self.substitute.name!r} predicted {found}; what it stands in for is "
-                f"{tuple(kept[0].shape)} {kept[0].dtype}"
+                f"{tuple(newest.shape)} {newest.dtype}"
             )
-        owned = {tensor.untyped_storage().data_ptr() for tensor in kept}
+        order = self._orders(predicted, newest.shape[0])
+        clipped = None
+        if self._guarded and (order is None or any(order)):
+            output, clipped = clip(output, newest, store.sizes, self._factor)
+        owned = {refresh.output.untyped_storage().data_ptr() for refresh in history}
         # the sampler may change what it gets in place
-        return output.clone() if output.untyped_storage().data_ptr() in owned else output
+        return _Served(output.clone() if output.untyped_storage().data_ptr() in owned else output, order, clipped)
+
+    def _orders(self, predicted: Tensor | Prediction, rows: int) -> tuple[int, ...] | None:
+        if not isinstance(predicted, Prediction):
+            return (0,) * rows if self._order == 0 else None
+        if not isinstance(predicted.order, tuple) or len(predicted.order) != rows:
+            raise PolicyError(
+                f"substitute {self.substitute.name!r} gave order {predicted.order!r}; it is a tuple of {rows}, one "
+                "entry for each row"
+            )
+        return predicted.order
 
     # -- recording ----------------------------------------------------------------------------------------------
 
@@ -409,9 +454,17 @@ class Engine:
         return AuditRecord(layout.pool_rms(errors), decision.score if decision.score_is_change else None)
 
     def _record(
-        self, call: Call, decision: Decision, leads: bool, index: int | None, audit: AuditRecord | None
+        self,
+        layout: Layout,
+        call: Call,
+        decision: Decision,
+        leads: bool,
+        index: int | None,
+        audit: AuditRecord | None,
+        served: _Served,
     ) -> None:
         evaluated = tuple(not reuse for reuse in decision.reuse)
+        order = served.order
         self.trace.records.append(
             CallRecord(
                 t=call.t,
@@ -424,8 +477,35 @@ class Engine:
                 index=index,
                 model_called=any(evaluated),
                 audit=audit,
+                order=None if order is None else _order_of_decisions(layout, decision.reuse, order),
+                clipped=_clipped_decisions(layout, decision.reuse, order, served.clipped),
             )
         )
+
+
+def _order_of_decisions(layout: Layout, reuse: Sequence[bool], order: tuple[int, ...]) -> tuple[int | None, ...]:
+    """Return the order of each decision, the lowest of its rows; ``None`` where it was to evaluate."""
+    lowest = order
+    if layout.decisions != layout.rows:
+        lowest = tuple(min(order[row] for row in layout.rows_of(d)) for d in range(layout.decisions))
+    return lowest if all(reuse) else tuple(one if kept else None for one, kept in zip(lowest, reuse, strict=True))
+
+
+def _clipped_decisions(
+    layout: Layout, reuse: Sequence[bool], order: tuple[int, ...] | None, clipped: Tensor | None
+) -> Clipped:
+    """Return which decisions had a row clipped; a function that finds out, so that nobody waits for the device now."""
+    if not any(reuse):
+        return None
+    if clipped is None:
+        return (False,) * len(reuse)
+
+    def find() -> tuple[bool, ...]:
+        # A row that was held anyway was not clipped, whatever rounding says of its size.
+        rows = [replaced and (order is None or order[row] > 0) for row, replaced in enumerate(clipped.tolist())]
+        return tuple(kept and any(rows[row] for row in layout.rows_of(d)) for d, kept in enumerate(reuse))
+
+    return find() if visible(clipped) else find
 
 
 def _nearest(trace: Trace) -> str:

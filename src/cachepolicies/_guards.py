@@ -13,8 +13,8 @@ from cachepolicies import _reasons as reasons
 from cachepolicies._host import index_on, read_together, visible
 from cachepolicies._policy import Decision
 from cachepolicies._run import Call, Group, Pending, Run
-from cachepolicies._store import Store
-from cachepolicies._units import row_peak
+from cachepolicies._store import Sizes, Store
+from cachepolicies._units import row_peak, row_rms
 
 
 class Peaks:
@@ -54,6 +54,30 @@ def guard(run: Run, group: Group, call: Call, wanted: Decision, peaks: Peaks) ->
     return evolve(wanted, reuse=tuple(reuse), reason=tuple(reason))
 
 
+def clip(predicted: Tensor, newest: Tensor, sizes: Sizes | None, factor: float | None) -> tuple[Tensor, Tensor | None]:
+    """Hold the newest output in the rows whose extrapolation has left the range seen so far, or is not finite.
+
+    Args:
+        predicted: ``(B, ...)`` the extrapolation.
+        newest: ``(B, ...)`` the newest output of every row.
+        sizes: range of the RMS of the evaluated outputs; needed with a factor.
+        factor: how far the RMS may leave that range; ``None`` to look at finiteness only.
+
+    Returns:
+        ``(B, ...)``, and ``(B,)`` bool which rows were replaced; ``None`` instead where the host sees that none was.
+        On an accelerator nothing waits for the device.
+    """
+    size = row_rms(predicted)
+    if factor is None or sizes is None:
+        sound = torch.isfinite(size)
+    else:
+        # Comparisons with nan are false: a row without a finite size never passes.
+        sound = (size >= sizes.low / factor) & (size <= sizes.high * factor)
+    if visible(sound) and all(sound.tolist()):
+        return predicted, None
+    return torch.where(sound.reshape(-1, *[1] * (predicted.ndim - 1)), predicted, newest), ~sound
+
+
 def reader(run: Run) -> Callable[[Sequence[Tensor]], list[list[float]]]:
     """Return the policy's window on tensors; what the guards wait to see travels along in the same read."""
 
@@ -71,7 +95,14 @@ def reader(run: Run) -> Callable[[Sequence[Tensor]], list[list[float]]]:
 
 
 def remember(
-    run: Run, call: Call, point: int, fresh: Tensor, rows: Sequence[int] | None, peaks: Peaks, capacity: int
+    run: Run,
+    call: Call,
+    point: int,
+    fresh: Tensor,
+    rows: Sequence[int] | None,
+    peaks: Peaks,
+    capacity: int,
+    sized: bool = False,
 ) -> None:
     """Store an evaluation, but for the rows whose input or output is not finite.
 
@@ -83,10 +114,11 @@ def remember(
         rows: the rows that were evaluated, ``None`` for all.
         peaks: of the latent, all rows.
         capacity: how many refreshes the store keeps.
+        sized: whether it keeps the range of their RMS too.
     """
     store = run.stores.get(call.branch)
     if store is None:
-        store = run.stores[call.branch] = Store(capacity)
+        store = run.stores[call.branch] = Store(capacity, sized)
     found = Peaks(fresh)
     if peaks.host is None or found.host is None:
         _remember_unseen(run, call, point, fresh, rows, peaks, found)

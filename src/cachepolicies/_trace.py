@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,10 @@ class AuditRecord:
     predicted_error: tuple[float, ...] | None
 
 
+Clipped = tuple[bool, ...] | Callable[[], tuple[bool, ...]] | None
+"""Which decisions were clipped, or a function that reads it from the device when somebody looks."""
+
+
 @define(slots=True)
 class CallRecord:
     """One call of the denoiser.
@@ -47,6 +51,9 @@ class CallRecord:
         index: step of the run that t lies in, or ``None`` when the run was not declared.
         model_called: whether the model was called at all, for any row (audits aside).
         audit: filled where the call was audited.
+        order: for each decision, the order that the substitute had, lower than its own while history was short;
+            ``None`` where the model was evaluated. ``None`` altogether if nothing was reused or the substitute does
+            not say.
     """
 
     t: float
@@ -59,6 +66,18 @@ class CallRecord:
     index: int | None
     model_called: bool
     audit: AuditRecord | None = None
+    order: tuple[int | None, ...] | None = None
+    _clipped: Clipped = field(default=None, alias="clipped", repr=False, eq=False)
+
+    @property
+    def clipped(self) -> tuple[bool, ...] | None:
+        """For each decision, whether the guard held the newest output in the place of an extrapolation.
+
+        ``None`` if nothing was reused. On an accelerator this waits for the device the first time.
+        """
+        if callable(self._clipped):
+            self._clipped = self._clipped()
+        return self._clipped
 
 
 @define(eq=False)
@@ -70,12 +89,14 @@ class Trace:
         substitute: name of the substitute.
         records: one entry a call, in order.
         notes: what else there is to know: differences to the profile, restarts.
+        order: order of the substitute once its history is long enough, ``None`` if it is no extrapolation.
     """
 
     policy: str
     substitute: str
     records: list[CallRecord] = field(factory=list)
     notes: list[str] = field(factory=list)
+    order: int | None = None
 
     @property
     def calls(self) -> int:
@@ -114,6 +135,16 @@ class Trace:
         """Return how often each reason decided, over all calls and samples, most frequent first."""
         return dict(Counter(reason for record in self.records for reason in record.reason).most_common())
 
+    def orders(self) -> dict[int, int]:
+        """Return how often each order of the substitute stood in, over all calls and samples, highest order first."""
+        found = Counter(order for record in self.records for order in record.order or () if order is not None)
+        return dict(sorted(found.items(), reverse=True))
+
+    @property
+    def clipped(self) -> int:
+        """How often the guard held an output in the place of an extrapolation, over all calls and samples."""
+        return sum(sum(record.clipped or ()) for record in self.records)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the trace as plain values; not-a-number becomes ``None``."""
         summary = {
@@ -125,9 +156,12 @@ class Trace:
             "nfe": self.nfe,
             "nfe_per_sample": list(self.nfe_per_sample),
             "cache_ratio": self.cache_ratio,
+            "order": self.order,
+            "orders": {str(order): times for order, times in self.orders().items()},
+            "clipped": self.clipped,
             "notes": list(self.notes),
         }
-        return summary | {"records": [_plain(asdict(record)) for record in self.records]}
+        return summary | {"records": [_plain(_as_dict(record)) for record in self.records]}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the trace as JSON text, and write it to ``path`` if one is given."""
@@ -160,22 +194,30 @@ class Trace:
                         "reason": record.reason[d],
                         "score": record.score[d] if record.score else math.nan,
                         "tolerance": record.tolerance[d] if record.tolerance else math.nan,
+                        "order": math.nan if not record.order or (order := record.order[d]) is None else order,
+                        "clipped": bool(record.clipped and record.clipped[d]),
                         "true_error": record.audit.true_error[d] if record.audit else math.nan,
                     }
                 )
         return pd.DataFrame(rows)
 
     def summary(self) -> str:
-        """Return one line: calls, evaluations, cache ratio."""
-        return (
+        """Return one line: calls, evaluations, cache ratio; of an extrapolation its orders and what was clipped."""
+        line = (
             f"{self.policy} with {self.substitute}: {self.nfe:.4g} evaluations in {self.calls} calls, "
             f"cache ratio {self.cache_ratio:.1%}"
         )
+        orders = self.orders()
+        if self.order == 0 or not orders:
+            return line
+        shown = ", ".join(f"{times} of order {order}" for order, times in orders.items())
+        return f"{line}; {shown}, {self.clipped} clipped"
 
     def table(self) -> Table:
         """Return the calls as a rich table: ``#`` marks an evaluated sample, ``.`` a reused one."""
         table = Table(title=self.summary(), caption=Text("\n".join(self.notes)), caption_justify="left")
-        for heading in ("call", "step", "t", "branch", "samples", "score", "tolerance", "reason", "true error"):
+        headings = ("call", "step", "t", "branch", "samples", "score", "tolerance", "order", "clipped", "reason")
+        for heading in (*headings, "true error"):
             table.add_column(heading, justify="left" if heading in ("branch", "samples", "reason") else "right")
         for number, record in enumerate(self.records):
             reasons = Counter(record.reason)
@@ -188,6 +230,8 @@ class Trace:
                 "".join("#" if evaluated else "." for evaluated in record.evaluated),
                 _span(record.score),
                 _span(record.tolerance),
+                _span(tuple(math.nan if order is None else float(order) for order in record.order or ())),
+                str(sum(record.clipped or ()) or ""),
                 Text(described if record.led else f"{described} (shared)"),
                 _span(record.audit.true_error) if record.audit else "",
             )
@@ -211,7 +255,12 @@ def joined(traces: Sequence[tuple[str, Trace]]) -> Trace:
     first = traces[0][1]
     records = [evolve(record, branch=f"{name} {record.branch}") for name, trace in traces for record in trace.records]
     notes = [f"{name}: {note}" for name, trace in traces for note in trace.notes]
-    return Trace(first.policy, first.substitute, records, notes)
+    return Trace(first.policy, first.substitute, records, notes, first.order)
+
+
+def _as_dict(record: CallRecord) -> dict[str, Any]:
+    values = asdict(record, filter=lambda attribute, value: attribute.name != "_clipped")
+    return values | {"clipped": record.clipped}
 
 
 def _span(values: tuple[float, ...] | None) -> str:

@@ -18,9 +18,27 @@ class Hold:
     name: ClassVar[str] = "hold"
 
     @property
+    def order(self) -> int:
+        """0: the error grows with the distance from the last refresh."""
+        return 0
+
+    @property
     def history(self) -> int:
         """One refresh."""
         return 1
+
+    @property
+    def guard(self) -> float | None:
+        """``None``: what was evaluated is always in range."""
+        return None
+
+    def time(self, t: float) -> float:
+        """Return t itself, in which nothing is extrapolated."""
+        return t
+
+    def coefficients(self, t: float, refreshes: Sequence[float]) -> tuple[float, ...]:
+        """Return the weight 1 of the newest output."""
+        return (1.0,)
 
     def predict(self, t: float, history: Sequence[Refresh]) -> Tensor:
         """Return the newest output ``(B, ...)``; t does not matter."""

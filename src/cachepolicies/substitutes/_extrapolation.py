@@ -1,0 +1,355 @@
+"""What the extrapolating substitutes share: the axis they extrapolate in, the weights, and the sum."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from attrs import Attribute, evolve, field, frozen
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachepolicies._errors import NeedsError
+from cachepolicies._settings import finite, one_of, plain, refuse
+from cachepolicies._substitute import FILLED_IN, Prediction, Refresh
+from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.schedulers.resolve import as_scheduler
+from cachepolicies.substitutes._path import OutputPath
+
+if TYPE_CHECKING:
+    from cachepolicies.profiles.schema import Profile
+
+Time = Literal["scheduler", "t", "sigma", "log-snr", "path"]
+Differences = Literal["newton", "taylorseer"]
+Weights = tuple[float, ...]
+Floats = NDArray[np.float64]
+
+S = TypeVar("S", bound="Extrapolating")
+
+_SAME = 1e-6
+"""Two points closer than this fraction of the larger are one noise level, rounded differently."""
+
+_MOST_REMEMBERED = 4096
+"""Noise levels whose point on the axis is remembered; a run visits far fewer."""
+
+
+def at_least_one(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """Accept a finite number >= 1, or ``None``.
+
+    Raises:
+        SettingsError: anything else.
+    """
+    if value is None:
+        return
+    finite(instance, attribute, value)
+    if value < 1:
+        refuse(instance, attribute, value, "a number >= 1, or None for no guard")
+
+
+def _scheduler(value: Any) -> Scheduler | None:
+    return None if value is None else as_scheduler(value)
+
+
+@frozen(kw_only=True)
+class Extrapolating(ABC):
+    """A weighted sum of the last ``order + 1`` outputs of every row; the weights depend on the noise levels only.
+
+    Every row has a history of its own. While it is short, and where two refreshes lie at one point of the axis or one
+    of them at no finite point, the order is lower. The arithmetic is in float32 at least.
+
+    Attributes:
+        axis: given as ``time=``. What the outputs are extrapolated in: ``"t"``, as the denoiser is called with;
+            ``"sigma"``, the noise level, which is sigma for the family ``flow`` and sigma / alpha for ``vp`` and
+            ``edm``; ``"log-snr"``, log(alpha^2 / sigma^2); ``"path"``, how far the output went on the calibration runs,
+            from the profile's table ``change``; or ``"scheduler"``, whichever of the first three the sampler steps in,
+            and t where no scheduler is known.
+        guard: how far the RMS of a stand-in may leave the range of the row's evaluated outputs, a factor >= 1, before
+            the newest output is held instead; ``None`` for no limit.
+        scheduler: noise schedule that the axis is read from: anything that `as_scheduler` takes. Filled in at set-up
+            with the one in use, if none was given.
+        path: of the output, for ``time="path"``; filled in at set-up from the profile, if none was given.
+    """
+
+    name: ClassVar[str]
+
+    axis: Time = field(default="scheduler", alias="time", validator=one_of(*get_args(Time)))
+    guard: float | None = field(default=2.0, converter=plain, validator=at_least_one)
+    scheduler: Scheduler | None = field(default=None, converter=_scheduler, metadata=FILLED_IN)
+    path: OutputPath | None = field(default=None, repr=False, metadata=FILLED_IN)
+    # A function of t alone, which costs more to compute than to look up.
+    _points: dict[float, float] = field(init=False, factory=dict, eq=False, repr=False)
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order of the extrapolation once the history is long enough."""
+
+    @abstractmethod
+    def weights(self, now: float, points: Sequence[float]) -> Weights:
+        """Return the weights of outputs at distinct finite points.
+
+        Args:
+            now: where to extrapolate to.
+            points: where the outputs lie, newest first, between 2 and ``order + 1`` of them.
+
+        Returns:
+            One weight for each point.
+        """
+
+    @property
+    def history(self) -> int:
+        """One refresh more than the order; as many outputs are kept for every branch."""
+        return self.order + 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """That t is extrapolated in for want of a scheduler, where that is so."""
+        if self.axis == "scheduler" and self.scheduler is None and self.order > 0:
+            return (
+                f"substitute {self.name!r} extrapolates in t: no scheduler is known whose own time it could use; give "
+                "scheduler=...",
+            )
+        return ()
+
+    def on(self: S, scheduler: Scheduler | None, profile: Profile | None = None) -> S:
+        """Return the substitute with this scheduler, and the profile's path, unless it was given its own.
+
+        Raises:
+            NeedsError: ``time="sigma"`` or ``"log-snr"``, and no scheduler is known; ``time="path"``, and there is no
+                profile with the table ``change``.
+        """
+        made = self if self.scheduler is not None or scheduler is None else evolve(self, scheduler=scheduler)
+        if made.axis == "path" and made.path is None and profile is not None:
+            made = evolve(made, path=OutputPath.of(profile))
+        made._resolved_axis()
+        return made
+
+    def time(self, t: float) -> float:
+        """Return the point of the axis that belongs to t; infinite where the noise level has none, as log-SNR at 0.
+
+        Raises:
+            NeedsError: the axis cannot be had without a scheduler, and none is known.
+        """
+        point = self._points.get(t)
+        if point is None:
+            if len(self._points) >= _MOST_REMEMBERED:
+                self._points.clear()
+            axis = self._resolved_axis()
+            point = self._points[t] = _point(axis, self.scheduler, t) if self.path is None else self.path.at(t)
+        return point
+
+    def coefficients(self, t: float, refreshes: Sequence[float]) -> Weights:
+        """Return the weights of the outputs at ``refreshes`` in the stand-in at t, newest first.
+
+        A refresh that is passed over has the weight 0; see `cachepolicies.substitutes.Extrapolation`.
+        """
+        return self._combination(t, tuple(refreshes))[0]
+
+    def many_coefficients(self, t: Floats, refreshes: Floats) -> Floats:
+        """Return what `coefficients` returns, at many points at once.
+
+        Args:
+            t: ``(M,)`` noise levels of the skipped evaluations.
+            refreshes: ``(M, n)`` noise levels of the last refreshes of each, newest first.
+
+        Returns:
+            ``(M, n)`` float64; 0 for refreshes that are passed over.
+        """
+        levels, place = np.unique(np.column_stack([t, refreshes]), return_inverse=True)
+        points = np.array([self.time(level) for level in levels.tolist()])[place.reshape(len(t), -1)]
+        used = points[:, : self.order + 2]
+        found = np.zeros(refreshes.shape)
+        if used.shape[1] == 2:
+            found[:, 0] = 1.0
+            return found
+        ordinary = np.isfinite(used).all(axis=1)
+        for i, j in combinations(range(1, used.shape[1]), 2):
+            a, b = used[:, i], used[:, j]
+            with np.errstate(invalid="ignore"):
+                ordinary &= np.abs(a - b) > _SAME * np.maximum(np.abs(a), np.abs(b))
+        chosen = used[ordinary]
+        columns: Any = [chosen[:, i] for i in range(used.shape[1])]  # the same arithmetic, on arrays
+        for i, column in enumerate(self.weights(columns[0], columns[1:])):
+            found[ordinary, i] = column
+        for row in np.flatnonzero(~ordinary).tolist():
+            weights = self.coefficients(float(t[row]), refreshes[row].tolist())
+            found[row, : len(weights)] = weights
+        return found
+
+    def predict(self, t: float, history: Sequence[Refresh]) -> Prediction:
+        """Return the extrapolation ``(B, ...)`` to t, in the dtype of the outputs, with the order of every row."""
+        known: dict[tuple[float, ...], tuple[Weights, int]] = {}
+        rows = []
+        for row in range(len(history[0].filled)):
+            levels = tuple(refresh.t[row] for refresh in history if refresh.filled[row])
+            if levels not in known:
+                known[levels] = self._combination(t, levels) if levels else ((1.0,), 0)
+            rows.append(known[levels])
+        outputs = [refresh.output for refresh in history]
+        order = tuple(used for _, used in rows)
+        if len(known) == 1:
+            return Prediction(_sum(outputs, rows[0][0]), order)
+        return Prediction(_sum_of_rows(outputs, [weights for weights, _ in rows]), order)
+
+    def _resolved_axis(self) -> str:
+        if self.axis == "t" or (self.axis == "scheduler" and self.scheduler is None):
+            return "t"
+        if self.axis == "path":
+            if self.path is None:
+                raise NeedsError(
+                    f"substitute {self.name!r} with time='path' needs the output's path, and there is no profile to "
+                    "take it from; give profile=..., or use another time"
+                )
+            return "path"
+        if self.scheduler is None:
+            raise NeedsError(
+                f"substitute {self.name!r} with time={self.axis!r} needs the noise schedule, and no scheduler is "
+                "known; give scheduler=... beside it, or use time='t'"
+            )
+        return self.scheduler.time if self.axis == "scheduler" else self.axis
+
+    def _combination(self, t: float, refreshes: Sequence[float]) -> tuple[Weights, int]:
+        """Return the weights, and the order that they have."""
+        levels = refreshes[: self.order + 1]
+        if len(levels) == 1:
+            return (1.0,), 0
+        now, points = self.time(t), [self.time(level) for level in levels]
+        used = _distinct(points) if math.isfinite(now) else [0]
+        if len(used) == 1:
+            return (1.0,), 0
+        found = self.weights(now, [points[place] for place in used])
+        if len(used) == used[-1] + 1:
+            return found, len(used) - 1
+        spread = [0.0] * (used[-1] + 1)
+        for place, weight in zip(used, found, strict=True):
+            spread[place] = weight
+        return tuple(spread), len(used) - 1
+
+
+def _point(axis: str, scheduler: Scheduler | None, t: float) -> float:
+    """Return the point of an axis that belongs to t."""
+    if axis == "t" or scheduler is None:
+        return t
+    level = torch.tensor([t], dtype=torch.float64)
+    alpha, sigma = scheduler.alpha(level).item(), scheduler.sigma(level).item()
+    if axis == "log-snr":
+        if alpha <= 0:
+            return -math.inf
+        return math.inf if sigma <= 0 else 2.0 * (math.log(alpha) - math.log(sigma))
+    if scheduler.family == "flow":
+        return sigma
+    return sigma / alpha if alpha > 0 else math.inf
+
+
+def _distinct(points: Sequence[float]) -> list[int]:
+    """Return the places of the points to use, newest first: finite ones, none of them twice.
+
+    Without a finite newest point there is nothing to extrapolate from: the newest alone.
+    """
+    used = [0]
+    if not math.isfinite(points[0]):
+        return used
+    for place in range(1, len(points)):
+        point = points[place]
+        if math.isfinite(point) and not any(
+            abs(point - points[other]) <= _SAME * max(abs(point), abs(points[other])) for other in used
+        ):
+            used.append(place)
+    return used
+
+
+def interpolating(now: float, points: Sequence[float]) -> Weights:
+    """Return the weights of the polynomial through outputs at ``points``, read at ``now`` (Lagrange's form)."""
+    return tuple(
+        math.prod((now - other) / (point - other) for q, other in enumerate(points) if q != p)
+        for p, point in enumerate(points)
+    )
+
+
+def derivatives(points: Sequence[float], differences: Differences) -> list[list[float]]:
+    """Return the derivatives at the newest point as combinations of the outputs.
+
+    Args:
+        points: where the outputs lie, newest first, n + 1 distinct ones.
+        differences: ``"newton"``: the derivatives of the polynomial through the outputs; ``"taylorseer"``: quotients
+            of quotients, ``d_i = (d_{i-1} - d_{i-1} before) / (the last distance)`` (TaylorSeer, arXiv 2503.06923),
+            accurate to first order, on uneven points from d_2 on not even that.
+
+    Returns:
+        n + 1 rows, the i-th with the n + 1 weights of the i-th derivative.
+    """
+    count = len(points)
+    if differences == "newton":
+        return _newton(points)
+    quotients = [[float(place == p) for p in range(count)] for place in range(count)]
+    found = [quotients[0]]
+    for _ in range(1, count):
+        quotients = [
+            [(a - b) / (points[place] - points[place + 1]) for a, b in zip(now, before, strict=True)]
+            for place, (now, before) in enumerate(pairwise(quotients))
+        ]
+        found.append(quotients[0])
+    return found
+
+
+def _newton(points: Sequence[float]) -> list[list[float]]:
+    """Differentiate Newton's form, sum_m f[x_0..x_m] prod_{j<m} (x - x_j), at x_0, n times."""
+    count = len(points)
+    table = [[float(place == p) for p in range(count)] for place in range(count)]
+    divided = [table[0]]
+    for m in range(1, count):
+        table = [
+            [(a - b) / (points[place] - points[place + m]) for a, b in zip(now, before, strict=True)]
+            for place, (now, before) in enumerate(pairwise(table))
+        ]
+        divided.append(table[0])
+    found = [[0.0] * count for _ in range(count)]
+    basis = [1.0]  # the product so far, as powers of x - x_0
+    for m in range(count):
+        for i, coefficient in enumerate(basis):
+            scale = coefficient * math.factorial(i)
+            found[i] = [have + scale * more for have, more in zip(found[i], divided[m], strict=True)]
+        shift = points[0] - points[m]
+        basis = [high + shift * low for high, low in zip([0.0, *basis], [*basis, 0.0], strict=True)]
+    return found
+
+
+def _sum(outputs: Sequence[Tensor], weights: Weights) -> Tensor:
+    """Return the sum with the same weights in every row; the newest output itself where it is the only one."""
+    newest = outputs[0]
+    if weights == (1.0,):
+        return newest
+    dtype = torch.promote_types(newest.dtype, torch.float32)
+    total = newest.to(dtype) * weights[0]
+    for output, weight in zip(outputs[1:], weights[1:], strict=False):
+        if weight:
+            # In two operations, as below: a row gives the same bits whatever the histories of the others.
+            total += output.to(dtype) * weight
+    return total.to(newest.dtype)
+
+
+def _sum_of_rows(outputs: Sequence[Tensor], weights: Sequence[Weights]) -> Tensor:
+    """Return the sum with weights of every row's own."""
+    newest = outputs[0]
+    dtype = torch.promote_types(newest.dtype, torch.float32)
+    total = None
+    for place, output in enumerate(outputs):
+        column = [row[place] if place < len(row) else 0.0 for row in weights]
+        factor = _on(column, dtype, newest.device).reshape(-1, *[1] * (newest.ndim - 1))
+        part = output.to(dtype) * factor
+        if not all(column):
+            # Where a row does not count there may be anything, and 0 * inf is no 0.
+            part = torch.where(factor != 0, part, 0.0)
+        total = part if total is None else total.add_(part)
+    return newest if total is None else total.to(newest.dtype)
+
+
+def _on(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device, without waiting for it."""
+    made = torch.tensor(values, dtype=dtype)
+    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
