@@ -1,4 +1,4 @@
-"""``cachepolicies adapters``, ``policies``, ``schedulers``, ``substitutes``, and how errors leave the command line."""
+"""``cachepolicies adapters``, ``policies``, ``schedules`` and so on, and how errors leave the command line."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def loaded(monkeypatch):
         ),
         Registry("scheduler").extended([Entry("flow-euler", dict, OURS, "Euler.")]),
         Registry("substitute").extended([Entry("hold", dict, OURS, "Holds.")]),
+        Registry("tolerance schedule").extended([Entry("constant", dict, OURS, "One for all.")]),
         (PluginFailure(Source("broken-dist", "3.1", "brk = brk"), ImportError("no [red]moon")),),
     )
     monkeypatch.setattr(_plugins, "_loaded", made)
@@ -52,6 +53,7 @@ def run(*arguments):
         ("policies", ("acme", "acme-policies", "2.0", "Odd [bold]words[/x].")),
         ("policies", ("never", "cachepolicies", "0.1", "Evaluates.")),
         ("schedulers", ("flow-euler", "cachepolicies", "0.1", "Euler.")),
+        ("schedules", ("constant", "cachepolicies", "0.1", "One for all.")),
         ("substitutes", ("hold", "cachepolicies", "0.1", "Holds.")),
     ],
 )
@@ -82,12 +84,21 @@ def test_a_pipe_gets_one_line_for_each_name(loaded, monkeypatch):
     assert run("policies").stdout.count("word " * 25 + "end") == 1
 
 
-@pytest.mark.parametrize("command", ["adapters", "policies", "schedulers", "substitutes"])
+REGISTRY_OF = {
+    "adapters": "adapters",
+    "policies": "policies",
+    "schedulers": "schedulers",
+    "schedules": "tolerances",
+    "substitutes": "substitutes",
+}
+
+
+@pytest.mark.parametrize("command", REGISTRY_OF)
 def test_json(loaded, command):
     result = run(command, "--json")
     assert result.exit_code == 0
     read = json.loads(result.stdout)
-    assert [entry["name"] for entry in read[command]] == list(getattr(loaded, command).names())
+    assert [entry["name"] for entry in read[command]] == list(getattr(loaded, REGISTRY_OF[command]).names())
     assert set(read[command][0]) == {"name", "distribution", "version", "summary"}
     assert read["failures"] == [
         {
@@ -110,10 +121,19 @@ def test_the_installed_adapters_are_listed():
     assert all(entry["summary"].endswith(".") for entry in ours)
 
 
+def test_the_installed_tolerance_schedules_are_listed():
+    result = run("schedules", "--json")
+    assert result.exit_code == 0
+    read = json.loads(result.stdout)["schedules"]
+    ours = {entry["name"]: entry["summary"] for entry in read if entry["distribution"] == "cachepolicies"}
+    assert ours.keys() == {"constant", "two-phase", "optimal", "plan"}
+    assert all(summary.endswith(".") for summary in ours.values())
+
+
 def test_help_names_the_commands():
     result = run("--help")
     assert result.exit_code == 0
-    for command in ("adapters", "policies", "schedulers", "substitutes"):
+    for command in REGISTRY_OF:
         assert command in result.stdout
     assert run("no-such-command").exit_code == 2
 

@@ -139,10 +139,13 @@ def documented() -> set[str]:
         "cachepolicies.inplace",
         "cachepolicies.policies",
         "cachepolicies.substitutes",
+        "cachepolicies.tolerances",
         "cachepolicies.sites",
         "cachepolicies.adapters",
         "cachepolicies.profiles",
         "cachepolicies.calibration",
+        "cachepolicies.planning",
+        "cachepolicies.scores",
         "cachepolicies.comparison",
     ],
 )
@@ -285,12 +288,13 @@ def test_the_version_is_in_the_changelog() -> None:
 
 
 def test_every_built_in_name_is_described() -> None:
-    """Each adapter, policy, substitute and scheduler of our own is in the page about its kind."""
+    """Each adapter, policy, substitute and so on of our own is in the page about its kind."""
     loaded = load_plugins()
     pages: dict[str, Registry[Any]] = {
         "usage/models.md": loaded.adapters,
         "choosing-a-policy.md": loaded.policies,
         "extending/substitutes.md": loaded.substitutes,
+        "extending/tolerances.md": loaded.tolerances,
         "usage/schedulers.md": loaded.schedulers,
     }
     for page, registry in pages.items():

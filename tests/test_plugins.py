@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -16,12 +17,13 @@ import pytest
 import torch
 from attrs import field, frozen
 
-from cachepolicies import CachedDenoiser, _plugins, hookspecs
+from cachepolicies import CachedDenoiser, CalibrationSamples, _plugins, calibrate, hookspecs, sample
 from cachepolicies._errors import CacheWarning, PluginError, SettingsError, UnknownNameError
 from cachepolicies._plugins import load_plugins
 from cachepolicies._registry import Entry, LazyFactory, Registry, Source, make_entry
 from cachepolicies._settings import non_negative
 from cachepolicies.hookspecs import hookimpl, lazy
+from conftest import SHAPE, Counted, mixture
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -416,24 +418,36 @@ def test_listing_the_builtins_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-# The example in plugins/ is the documentation's example, so it has to work.
+# The packages in plugins/: the documentation's example, and a policy that others use. Both have to work.
+
+PLUGINS = ROOT / "plugins"
 
 
-def test_the_example_plugin_works_from_its_own_metadata(tmp_path, monkeypatch):
+@pytest.fixture
+def from_its_metadata(tmp_path, monkeypatch):
+    """Return a function that lays out a package of plugins/ as pip would install it, beside the real built-ins."""
     tomllib = pytest.importorskip("tomllib")
-    home = ROOT / "plugins" / "cachepolicies-example"
-    project = tomllib.loads((home / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "cachepolicies_example-0.dist-info"
-    info.mkdir()
-    points = project["entry-points"]["cachepolicies"]
-    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    lines = "\n".join(f"{name} = {value}" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[cachepolicies]\n{lines}\n")
-    monkeypatch.delenv(_plugins.BLOCK_VARIABLE)
-    monkeypatch.setattr(_plugins, "_builtin", importlib.import_module("cachepolicies._builtin"))
-    monkeypatch.syspath_prepend(str(home / "src"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    entry = load_plugins().policies.get("every-other")
+
+    def lay_out(folder):
+        home = PLUGINS / folder
+        project = tomllib.loads((home / "pyproject.toml").read_text())["project"]
+        info = tmp_path / f"{folder.replace('-', '_')}-0.dist-info"
+        info.mkdir()
+        points = project["entry-points"]["cachepolicies"]
+        (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+        lines = "\n".join(f"{name} = {value}" for name, value in points.items())
+        (info / "entry_points.txt").write_text(f"[cachepolicies]\n{lines}\n")
+        monkeypatch.delenv(_plugins.BLOCK_VARIABLE)
+        monkeypatch.setattr(_plugins, "_builtin", importlib.import_module("cachepolicies._builtin"))
+        monkeypatch.syspath_prepend(str(home / "src"))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return load_plugins()
+
+    return lay_out
+
+
+def test_the_example_plugin_works_from_its_own_metadata(from_its_metadata):
+    entry = from_its_metadata("cachepolicies-example").policies.get("every-other")
     assert entry.distribution == "cachepolicies-example"
     assert entry.summary
     calls = []
@@ -445,8 +459,39 @@ def test_the_example_plugin_works_from_its_own_metadata(tmp_path, monkeypatch):
     assert calls == pytest.approx([1.0, 0.8, 0.6, 0.2])
 
 
-def test_the_example_plugin_uses_the_public_api_only():
-    paths = list((ROOT / "plugins" / "cachepolicies-example" / "src").rglob("*.py"))
-    assert paths
-    for path in paths:
-        assert not re.search(r"cachepolicies\._|from cachepolicies import .*\b_", path.read_text()), path
+@pytest.mark.parametrize("substitute", ["hold", "linear"])
+def test_the_lemica_plugin_works_from_its_own_metadata(from_its_metadata, substitute):
+    entry = from_its_metadata("cachepolicies-lemica").policies.get("lemica")
+    assert entry.distribution == "cachepolicies-lemica"
+    assert entry.summary
+    model = Counted(mixture())
+    drawn = CalibrationSamples.from_seeds(range(2), SHAPE)
+    profile = calibrate(model, "flow-euler", drawn, num_steps=12, weights=True, progress=False)
+    options = {"profile": profile, "substitute": substitute, "scheduler": "flow-euler"}
+    denoiser = CachedDenoiser(model, "lemica:evaluations=5,max_reuse=4", **options)
+    made = denoiser.policy.plan
+    assert (made.objective, made.substitute, made.budget) == ("lemica", substitute, 5)
+    model.rows.clear()
+    sample(denoiser, "flow-euler", torch.randn(2, *SHAPE), num_steps=12)
+    assert tuple(record.index for record in denoiser.trace.records if all(record.evaluated)) == made.refreshes
+    assert model.calls == len(made.refreshes) <= 5
+    assert not denoiser.trace.notes
+
+
+def imported(path):
+    """Yield the dotted names that a file takes from cachepolicies, and from which module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cachepolicies":
+            yield from ((node.module, name.name) for name in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((name.name, None) for name in node.names if name.name.split(".")[0] == "cachepolicies")
+
+
+@pytest.mark.parametrize("folder", ["cachepolicies-example", "cachepolicies-lemica"])
+def test_the_plugins_use_the_public_api_only(folder):
+    found = {(path.name, *names) for path in (PLUGINS / folder / "src").rglob("*.py") for names in imported(path)}
+    assert found
+    for file, module, name in found:
+        assert not re.search(r"\._|^_", f"{module}.{name}"), file
+        exported = getattr(importlib.import_module(module), "__all__", None)
+        assert exported is None or name in exported, f"{file}: {module} does not export {name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate, row_rms, sample
 from cachepolicies._output import tensor_of
 from cachepolicies._plugins import load_plugins
-from cachepolicies._policy import TakesFromProfile
+from cachepolicies._policy import TakesFromProfile, TakesFromSetup
 from cachepolicies.adapters import network_of
 from cachepolicies.policies import SenCache
 from cachepolicies.reference.gaussian_mixture import FlowMatching, GaussianMixtureDenoiser
@@ -189,7 +190,8 @@ def test_calibrated_sensitivities_approach_the_closed_form(prediction):
 
         scheduler = FlowEuler()
         if prediction == "velocity":
-            profile = calibrate(probe, scheduler, samples, num_steps=steps, batch_size=4, progress=False, name="p")
+            options = {"batch_size": 4, "progress": False, "name": "p", "weights": False}
+            profile = calibrate(probe, scheduler, samples, num_steps=steps, **options)
         else:
             # the sampler's steps follow the velocity; what is measured along them is this prediction
             profile = calibrate(
@@ -310,59 +312,249 @@ def test_runs_do_not_see_each_other(name):
     holds()
 
 
-@subjects
-def test_decide_is_pure(name):
-    """Asking twice gives the same decision and changes nothing, for every registered policy."""
+POLICIES = {
+    "never": {},
+    "uniform": {"every": 3},
+    "sencache": {"epsilon": 0.5, "epsilon_start": 0.2},
+    "schedule": {"refreshes": (0, 1, 2, 4, 7), "num_steps": STEPS},
+    "magcache": {"threshold": 0.3, "retention_ratio": 0.1},
+    "teacache": {"threshold": 0.3, "signal": "modulated_input"},
+}
+"""How each registered policy is built; a new one says here how it is to be."""
+
+SUBSTITUTES = ("hermite", "hold", "linear", "quadratic", "taylor:order=2", "taylor:order=2,differences=taylorseer")
+"""Each registered substitute, and further settings that change what is predicted."""
+
+RATIOS = {"ratios": (1.0, *[0.98] * 49)}
+"""For a model that none were measured on."""
+
+
+def settings_of(policy: str, substitute: str, network: bool) -> dict:
+    more = dict(RATIOS) if policy == "magcache" and not network else {}
+    if policy == "sencache" and substitute == "hermite":
+        more["score"] = "bound"  # its errors cannot be calibrated; the message says so
+    return POLICIES[policy] | more
+
+
+class Twice:
+    """A policy that asks another twice."""
+
+    def __init__(self, inner):
+        self.inner, self.name = inner, inner.name
+
+    needs = property(lambda self: self.inner.needs)
+    reuses = property(lambda self: self.inner.reuses)
+
+    def bind(self, profile):
+        return Twice(self.inner.bind(profile)) if isinstance(self.inner, TakesFromProfile) else self
+
+    def suit(self, setup):
+        return Twice(self.inner.suit(setup)) if isinstance(self.inner, TakesFromSetup) else self
+
+    def start(self, info):
+        return self.inner.start(info)
+
+    def decide(self, step, state):
+        before = copy.deepcopy(state)
+        first = self.inner.decide(step, state)
+        second = self.inner.decide(step, state)
+        assert first.reuse == second.reuse
+        assert first.reason == second.reason
+        assert np.array_equal(first.score or (), second.score or (), equal_nan=True)
+        assert same(before, state)
+        return second
+
+    def observe(self, step, decision, output, state):
+        before = copy.deepcopy(state)
+        after = self.inner.observe(step, decision, output, state)
+        assert same(before, state)
+        return after
+
+
+class Watched:
+    """A denoiser that keeps what it returned last, row by row of the batch it was asked for."""
+
+    def __init__(self, model):
+        self.model, self.last = model, None
+
+    def __call__(self, x, t, **kwargs):
+        output = self.model(x, t, **kwargs)
+        self.last = tensor_of(output).clone()
+        return output
+
+
+def test_every_policy_and_substitute_takes_part():
+    loaded = load_plugins()
+    assert set(loaded.policies.names()) == POLICIES.keys()
+    assert set(loaded.substitutes.names()) == {spec.partition(":")[0] for spec in SUBSTITUTES}
+
+
+pairs = pytest.mark.parametrize(
+    ("name", "policy", "substitute"),
+    [
+        *(("mixture", policy, spec) for policy in POLICIES if policy != "teacache" for spec in SUBSTITUTES),
+        ("video-dit", "sencache", "linear"),
+        ("video-dit", "teacache", "quadratic"),
+        ("image-dit", "schedule", "linear"),
+        ("image-dit", "magcache", "hermite"),
+        ("image-dit", "teacache", "taylor:order=2"),
+    ],
+)
+"""All of them on the mixture, which has no blocks to look into; a few on the trained networks."""
+
+few = st.integers(0, 2**16)
+
+
+def few_on(name: str):
+    examples = 3 if name == "mixture" else 1
+    return settings(max_examples=examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@functools.cache
+def made(name: str, policy: str, substitute: str):
+    """The policy of a pair, set up once: the score of an extrapolation is fitted to the profile's tables."""
     s = subject(name)
-    registry = load_plugins().policies
     network = network_of(s.model) is not None
-    settings_of = {
-        "never": {},
-        "uniform": {"every": 3},
-        "sencache": {"epsilon": 0.5},
-        "magcache": {"threshold": 0.3} | ({} if network else {"ratios": (1.0, *[0.98] * 49)}),
-        "teacache": {"threshold": 0.3, "signal": "modulated_input"},
-    }
-    assert settings_of.keys() == set(registry.names())  # a new policy says here how it is to be built
-    if not network:
-        del settings_of["teacache"]  # a function has no blocks to look into; the trained networks have
+    inner = load_plugins().policies.create(policy, **settings_of(policy, substitute, network))
+    return wrapped(name, inner, substitute).policy
 
-    class Twice:
-        """A policy that asks another twice."""
 
-        def __init__(self, inner):
-            self.inner, self.name = inner, inner.name
+def wrapped(name: str, policy, substitute: str, model=None, **options) -> CachedDenoiser:
+    """A denoiser cut at the blocks of a network, at the output of a function."""
+    s = subject(name)
+    site = "output" if network_of(s.model) is None else "blocks"
+    options = {"profile": s.profile, "scheduler": s.scheduler, "substitute": substitute, "site": site} | options
+    return CachedDenoiser(s.model if model is None else model, policy, **options)
 
-        needs = property(lambda self: self.inner.needs)
-        reuses = property(lambda self: self.inner.reuses)
 
-        def start(self, info):
-            return self.inner.start(info)
+def paired(name: str, policy: str, substitute: str, **options) -> CachedDenoiser:
+    return wrapped(name, made(name, policy, substitute), substitute, **options)
 
-        def decide(self, step, state):
-            before = copy.deepcopy(state)
-            first = self.inner.decide(step, state)
-            second = self.inner.decide(step, state)
-            assert first.reuse == second.reuse
-            assert first.reason == second.reason
-            assert np.array_equal(first.score or (), second.score or (), equal_nan=True)
-            assert same(before, state)
-            return second
 
-        def observe(self, step, decision, output, state):
-            before = copy.deepcopy(state)
-            after = self.inner.observe(step, decision, output, state)
-            assert same(before, state)
-            return after
+@pairs
+def test_asking_twice_changes_nothing(name, policy, substitute):
+    """`decide` gives the same decision twice, and neither it nor `observe` changes the state."""
+    s = subject(name)
+    twice = wrapped(name, Twice(made(name, policy, substitute)), substitute)
+    plain = paired(name, policy, substitute)
+    assert torch.equal(run(s, twice, 2, 3), run(s, plain, 2, 3))
+    assert (plain.cache_ratio > 0) == (policy != "never")
+    assert plain.trace.to_dict()["records"] == twice.trace.to_dict()["records"]
 
-    for policy, options in settings_of.items():
-        inner = registry.create(policy, **options)
-        if isinstance(inner, TakesFromProfile):
-            inner = inner.bind(s.profile)
-        site = "blocks" if network else "output"
-        denoiser = CachedDenoiser(s.model, Twice(inner), profile=s.profile, site=site)
-        plain = CachedDenoiser(s.model, inner, profile=s.profile, site=site)
-        assert torch.equal(run(s, denoiser, 2, 3), run(s, plain, 2, 3))
+
+@pairs
+def test_a_batch_decides_as_its_samples_do_for_every_pair(name, policy, substitute):
+    s = subject(name)
+    rows = 4 if name == "mixture" else 2
+
+    @few_on(name)
+    @given(few)
+    def holds(seed):
+        together = paired(name, policy, substitute)
+        batch = run(s, together, rows, seed)
+        records = together.trace.records
+        margins = [
+            abs(score - tolerance)
+            for record in records
+            for score, tolerance in zip(record.score or (), record.tolerance or (), strict=False)
+        ]
+        assume(min(margins, default=1.0) > 1e-4)  # a tie is decided by rounding
+        x, conditioning = s.inputs(rows, seed)
+        singles = []
+        for row in range(rows):
+            alone = paired(name, policy, substitute)
+            kwargs = {key: value[row : row + 1] for key, value in conditioning.items()}
+            with torch.no_grad():
+                single = sample(alone, s.scheduler, x[row : row + 1], num_steps=STEPS, **kwargs)
+            torch.testing.assert_close(single[0], batch[row], rtol=1e-3, atol=1e-3)
+            singles.append(alone.trace.records)
+        for record, *ones in zip(records, *singles, strict=True):
+            assert record.evaluated == tuple(one.evaluated[0] for one in ones)
+            if record.order is not None:
+                assert record.order == tuple(one.order[0] if one.order else None for one in ones)
+
+    holds()
+
+
+@pairs
+def test_branches_do_not_see_each_other_for_every_pair(name, policy, substitute):
+    """Independent branches return what separate wrappers return, bit for bit."""
+    s = subject(name)
+
+    @few_on(name)
+    @given(few)
+    def holds(seed):
+        both = paired(name, policy, substitute, branches="independent")
+        separate = {branch: paired(name, policy, substitute) for branch in ("cond", "uncond")}
+        inputs = {"cond": s.inputs(2, seed), "uncond": s.inputs(2, seed + 1)}
+        timesteps = s.scheduler.timesteps(STEPS)
+        x = inputs["cond"][0]
+        with contextlib.ExitStack() as runs, torch.no_grad():
+            for denoiser in (both, *separate.values()):
+                runs.enter_context(denoiser.run(timesteps=timesteps))
+            for t in timesteps:
+                level = torch.full((2,), t)
+                for branch, (_, conditioning) in inputs.items():
+                    joint = tensor_of(both(x, level, branch=branch, **conditioning))
+                    assert torch.equal(joint, tensor_of(separate[branch](x, level, branch=branch, **conditioning)))
+                x = x * (1 - 0.2 / STEPS)
+
+    holds()
+
+
+@pairs
+def test_runs_do_not_see_each_other_for_every_pair(name, policy, substitute):
+    """Stopped anywhere and started again equals a fresh wrapper: no history outlives its run."""
+    s = subject(name)
+
+    @few_on(name)
+    @given(few, st.integers(1, STEPS - 1))
+    def holds(seed, stop):
+        used, fresh = (paired(name, policy, substitute) for _ in range(2))
+        timesteps = s.scheduler.timesteps(STEPS)
+
+        def loop(denoiser, seed, until=None):
+            z, conditioning = s.inputs(2, seed)
+            with denoiser.run(timesteps=timesteps):
+                for t in timesteps[:until]:
+                    z = z - 0.01 * tensor_of(denoiser(z, torch.full((2,), t), **conditioning))
+            return z
+
+        with torch.no_grad():
+            loop(used, seed + 1, stop)
+            assert torch.equal(loop(used, seed), loop(fresh, seed))
+        assert used.trace.to_dict()["records"] == fresh.trace.to_dict()["records"]
+
+    holds()
+
+
+@pytest.mark.parametrize("substitute", SUBSTITUTES)
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "teacache"])
+def test_an_evaluated_step_is_the_model_s_own(policy, substitute):
+    """Whatever stands in for the other rows, what was evaluated is handed out bit for bit."""
+    s = subject("mixture")
+
+    @few_on("mixture")
+    @given(few)
+    def holds(seed):
+        model = Watched(s.model.denoiser)
+        denoiser = paired("mixture", policy, substitute, model=Counted(model))
+        x, _ = s.inputs(4, seed)
+        timesteps = s.scheduler.timesteps(STEPS)
+        evaluated = 0
+        with denoiser.run(timesteps=timesteps) as trace:
+            for t in timesteps:
+                model.last = None
+                y = denoiser(x, torch.full((4,), t))
+                rows = [row for row, fresh in enumerate(trace.records[-1].evaluated) if fresh]
+                evaluated += len(rows)
+                assert (model.last is None) == (not rows)
+                if rows:
+                    assert torch.equal(y[rows], model.last)
+                x = x - 0.1 * y
+        assert evaluated
+
+    holds()
 
 
 def same(a, b) -> bool:

@@ -678,6 +678,7 @@ POLICIES = {
     "sencache": {"epsilon": 2.0, "epsilon_start": 2.0},
     "magcache": {"threshold": 0.2},
     "teacache": {"threshold": 0.3, "signal": "modulated_input"},
+    "schedule": {"refreshes": (0, 1, 3, 6)},
 }
 ZERO = {
     "never": {},
@@ -685,6 +686,7 @@ ZERO = {
     "sencache": {"epsilon": 0.0},
     "magcache": {"threshold": 0.0},
     "teacache": {"threshold": 0.0, "signal": "modulated_input"},
+    "schedule": {"refreshes": tuple(range(STEPS))},
 }
 
 

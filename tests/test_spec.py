@@ -65,6 +65,16 @@ def test_any_text_parses_or_is_refused_with_the_text_shown(text):
         ("a:path=/data/p.json,other=./q-1.json", ("a", {"path": "/data/p.json", "other": "./q-1.json"})),
         ("FlowMatchEulerDiscreteScheduler:shift=3.0", ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})),
         ("a:repo=org/name:v2", ("a", {"repo": "org/name:v2"})),
+        ("sencache:epsilon=plan.json", ("sencache", {"epsilon": "plan.json"})),
+        ("sencache:epsilon=optimal", ("sencache", {"epsilon": "optimal"})),
+        ("sencache:epsilon=optimal:nfe=22", ("sencache", {"epsilon": "optimal:nfe=22"})),
+        ("sencache:epsilon=a:b=-1.5 , max_reuse=3", ("sencache", {"epsilon": "a:b=-1.5", "max_reuse": 3})),
+        ("sencache:epsilon=plan:path=./p.json", ("sencache", {"epsilon": "plan:path=./p.json"})),
+        (
+            "sencache:epsilon='optimal:nfe=2,weights=x',n=1",
+            ("sencache", {"epsilon": "optimal:nfe=2,weights=x", "n": 1}),
+        ),
+        ("a:b=c:d=(1,2)", ("a", {"b": "c:d=(1,2)"})),
     ],
 )
 def test_forms(spec, expected):
@@ -91,6 +101,13 @@ def test_forms(spec, expected):
         ("sencache:epsilon==1", "'=1', is neither"),
         ("sencache:epsilon=f(1)", "'f(1)', is neither"),
         ("sencache:epsilon=a b", "'a b', is neither"),
+        (
+            "sencache:epsilon=optimal:nfe=2x",
+            "'epsilon' is a spec itself, and malformed: malformed spec 'optimal:nfe=2x'",
+        ),
+        ("sencache:epsilon=optimal:nfe==2", "'epsilon' is a spec itself"),
+        ("a:b=c:d=e:f=1", "'b' is a spec itself, and malformed: malformed spec 'c:d=e:f=1': the value of 'd'"),
+        ("a:b=" * 5000 + "1", "'b' is a spec itself"),
         ("sencache:epsilon=(1,2", "')' is missing"),
         ("sencache:epsilon=[1,2)", "')' closes nothing"),
         ("sencache:epsilon=1)", "')' closes nothing"),

@@ -20,6 +20,9 @@ from cachepolicies._errors import UnknownNameError as UnknownNameError
 from cachepolicies._policy import CachePolicy as CachePolicy
 from cachepolicies._policy import Decision as Decision
 from cachepolicies._policy import Needs as Needs
+from cachepolicies._policy import TakesFromProfile as TakesFromProfile
+from cachepolicies._policy import TakesFromSetup as TakesFromSetup
+from cachepolicies._setup import Setup as Setup
 from cachepolicies._step import RunInfo as RunInfo
 from cachepolicies._step import Step as Step
 from cachepolicies._substitute import Refresh as Refresh
@@ -33,6 +36,10 @@ from cachepolicies.inplace import Enabled as Enabled
 from cachepolicies.inplace import disable as disable
 from cachepolicies.inplace import enable as enable
 from cachepolicies.inplace import trace as trace
+from cachepolicies.planning import Plan as Plan
+from cachepolicies.planning import plan as plan
+from cachepolicies.planning import read_plan as read_plan
+from cachepolicies.planning import save_plan as save_plan
 from cachepolicies.profiles.io import save_profile as save_profile
 from cachepolicies.profiles.load import load_profile as load_profile
 from cachepolicies.profiles.schema import Profile as Profile
@@ -55,6 +62,7 @@ __all__ = [
     "InputError",
     "Needs",
     "NeedsError",
+    "Plan",
     "PluginError",
     "PolicyError",
     "Profile",
@@ -65,8 +73,11 @@ __all__ = [
     "SamplingRun",
     "Scheduler",
     "SettingsError",
+    "Setup",
     "Step",
     "Substitute",
+    "TakesFromProfile",
+    "TakesFromSetup",
     "Trace",
     "UnknownNameError",
     "as_scheduler",
@@ -74,8 +85,11 @@ __all__ = [
     "disable",
     "enable",
     "load_profile",
+    "plan",
+    "read_plan",
     "row_rms",
     "sample",
+    "save_plan",
     "save_profile",
     "trace",
 ]

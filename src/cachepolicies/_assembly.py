@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from torch import nn
 from cachepolicies import _plugins
 from cachepolicies._engine import Engine, EngineSettings
 from cachepolicies._errors import NeedsError, PolicyError, SettingsError
-from cachepolicies._policy import CachePolicy, TakesFromProfile
+from cachepolicies._policy import CachePolicy, TakesFromProfile, TakesFromSetup
+from cachepolicies._setup import Setup
 from cachepolicies._step import RunInfo
-from cachepolicies._substitute import Substitute
+from cachepolicies._substitute import InSchedulerTime, Substitute
 from cachepolicies.adapters.base import Adapter
 from cachepolicies.adapters.find import adapter_of, check_adapter, network_of, registered_adapter
 from cachepolicies.profiles.load import load_profile
 from cachepolicies.profiles.match import check_profile
 from cachepolicies.profiles.schema import Profile
+from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.schedulers.resolve import scheduler_of
 from cachepolicies.sites.base import Site
 from cachepolicies.sites.blocks import BlocksSite
 from cachepolicies.sites.output import OutputSite
@@ -52,6 +56,7 @@ def assemble(
     adapter: Adapter | None,
     engine_settings: Callable[[Adapter | None], EngineSettings],
     notes: Callable[[RunInfo], Sequence[str]],
+    scheduler: Callable[[], Scheduler | None],
 ) -> Assembly:
     """Check and build everything.
 
@@ -65,6 +70,7 @@ def assemble(
         adapter: instead of the one registered for the model's class.
         engine_settings: given the adapter, returns how the engine treats batches and branches.
         notes: what to note in the trace when a run begins.
+        scheduler: returns the scheduler in use, or ``None`` to take the profile's; asked only where it is wanted.
 
     Raises:
         UnknownNameError, SettingsError, NeedsError, PolicyError, ProfileError: see their messages.
@@ -73,12 +79,25 @@ def assemble(
     made = make_policy(policy, settings)
     if isinstance(made, TakesFromProfile):
         made = made.bind(loaded)
+    in_use = partial(_scheduler_in_use, scheduler, loaded)
+    stand_in = make_substitute(substitute)
+    if isinstance(stand_in, InSchedulerTime):
+        stand_in = make_substitute(stand_in.on(in_use(), loaded))
+    if isinstance(made, TakesFromSetup):
+        made = make_policy(made.suit(Setup(loaded, stand_in, in_use)), {})
     placed, known = make_site(model, site, adapter)
     check_needs(made, loaded, placed, model)
-    engine = Engine(made, make_substitute(substitute), loaded, engine_settings(known), notes)
+    engine = Engine(made, stand_in, loaded, engine_settings(known), notes)
     if loaded is not None:
         check_profile(loaded, model=model)
     return Assembly(engine, placed, known)
+
+
+def _scheduler_in_use(given: Callable[[], Scheduler | None], profile: Profile | None) -> Scheduler | None:
+    scheduler = given()
+    if scheduler is not None or profile is None or profile.scheduler is None:
+        return scheduler
+    return scheduler_of(profile.scheduler)
 
 
 def make_policy(policy: str | CachePolicy, settings: Mapping[str, Any]) -> CachePolicy:

@@ -1,4 +1,4 @@
-"""The built-in policies, schedulers and substitutes: a plugin like any other."""
+"""The built-in policies, schedulers, substitutes and tolerance schedules: a plugin like any other."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def cachepolicies_register_policies(register: Register) -> None:
         "magcache", lazy(f"{module}.magcache:MagCache"), "Reuses while the residual's known drift in size is small."
     )
     register("uniform", lazy(f"{module}.uniform:Uniform"), "Evaluates every m-th step, or so many evenly spaced ones.")
+    register("schedule", lazy(f"{module}.schedule:Schedule"), "Evaluates the steps of a plan, or the steps given.")
 
 
 @hookimpl
@@ -74,4 +75,23 @@ def cachepolicies_register_schedulers(register: Register) -> None:
 @hookimpl
 def cachepolicies_register_substitutes(register: Register) -> None:
     """Register the substitutes of `cachepolicies.substitutes`."""
-    register("hold", lazy("cachepolicies.substitutes.hold:Hold"), "Holds the last evaluated output.")
+    module = "cachepolicies.substitutes"
+    register("hermite", lazy(f"{module}.hermite:Hermite"), "Continues by damped Hermite polynomials (HiCache).")
+    register("hold", lazy(f"{module}.hold:Hold"), "Holds the last evaluated output.")
+    register("linear", lazy(f"{module}.linear:Linear"), "Extrapolates along the line through the last two outputs.")
+    register(
+        "quadratic", lazy(f"{module}.quadratic:Quadratic"), "Extrapolates along the parabola through the last three."
+    )
+    register("taylor", lazy(f"{module}.taylor:Taylor"), "Continues by a Taylor series of any order (TaylorSeer).")
+
+
+@hookimpl
+def cachepolicies_register_tolerances(register: Register) -> None:
+    """Register the tolerance schedules of `cachepolicies.tolerances`."""
+    module = "cachepolicies.tolerances"
+    register("constant", lazy(f"{module}.constant:Constant"), "The same tolerance at every step.")
+    register("two-phase", lazy(f"{module}.two_phase:TwoPhase"), "A stricter tolerance for the first part of the run.")
+    register(
+        "optimal", lazy(f"{module}.optimal:Optimal"), "The closed form c sqrt(s/w), for a budget or a final error."
+    )
+    register("plan", lazy(f"{module}.planned:Planned"), "The tolerance curve of a plan.")

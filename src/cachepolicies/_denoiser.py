@@ -95,8 +95,9 @@ class CachedDenoiser:
                 evaluation.
             policy: when to reuse: a registered name, a spec ``"sencache:epsilon=0.1,max_reuse=3"``, or an object.
             profile: what calibration measured: a `Profile`, or what `load_profile` takes.
-            scheduler: the noise schedule in use, to check the profile against and to declare runs by their number of
-                steps: a registered name, a diffusers scheduler or its class, or a `Scheduler`.
+            scheduler: the noise schedule in use, to check the profile against, to declare runs by their number of
+                steps, and for what extrapolates in its time (else the profile's): a registered name, a diffusers
+                scheduler or its class, or a `Scheduler`.
             substitute: what stands in for a skipped evaluation: a registered name, a spec, or an object.
             site: where the evaluation is cut: ``"output"``, which works with any callable; ``"blocks"``, the block
                 stack of a network whose class has an adapter; or the path of one submodule. Inside the network, a
@@ -143,6 +144,7 @@ class CachedDenoiser:
                 audit_seed=int(options.audit_seed),
             ),
             notes=self._profile_notes,
+            scheduler=lambda: self._scheduler,
         )
         self._engine, self._site = assembly.engine, assembly.site
         # the adapter knows the network's arguments, not those of a wrapper around it

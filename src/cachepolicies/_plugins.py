@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cachepolicies._substitute import Substitute
     from cachepolicies.adapters.base import Adapter
     from cachepolicies.schedulers.base import Scheduler
+    from cachepolicies.tolerances.base import ToleranceSchedule
 
 TRACE_VARIABLE = "CACHEPOLICIES_TRACE_PLUGINS"
 BLOCK_VARIABLE = "CACHEPOLICIES_BLOCK_PLUGINS"
@@ -33,6 +34,7 @@ _HOOKS = {
     "policy": "cachepolicies_register_policies",
     "scheduler": "cachepolicies_register_schedulers",
     "substitute": "cachepolicies_register_substitutes",
+    "tolerance schedule": "cachepolicies_register_tolerances",
 }
 
 
@@ -64,6 +66,7 @@ class Plugins:
         policies: names to policies.
         schedulers: names to schedulers.
         substitutes: names to substitutes.
+        tolerances: names to tolerance schedules, or to functions of t.
         failures: the plugins that were left out, in the order of loading.
     """
 
@@ -71,6 +74,7 @@ class Plugins:
     policies: Registry[CachePolicy]
     schedulers: Registry[Scheduler]
     substitutes: Registry[Substitute]
+    tolerances: Registry[ToleranceSchedule | Callable[[float], float]]
     failures: tuple[PluginFailure, ...]
 
 
@@ -136,6 +140,11 @@ def substitutes() -> Registry[Substitute]:
     return load_plugins().substitutes
 
 
+def tolerances() -> Registry[ToleranceSchedule | Callable[[float], float]]:
+    """Return the registry of tolerance schedules; see `load_plugins`."""
+    return load_plugins().tolerances
+
+
 def _load() -> Plugins:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -152,7 +161,12 @@ def _load() -> Plugins:
     failed = tuple(dict.fromkeys(failure.source.distribution for failure in failures))
     complete = {kind: evolve(registry, failed=failed) for kind, registry in registries.items()}
     return Plugins(
-        complete["adapter"], complete["policy"], complete["scheduler"], complete["substitute"], tuple(failures)
+        complete["adapter"],
+        complete["policy"],
+        complete["scheduler"],
+        complete["substitute"],
+        complete["tolerance schedule"],
+        tuple(failures),
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from cachepolicies._step import RunInfo, Step
 
 if TYPE_CHECKING:
+    from cachepolicies._setup import Setup
     from cachepolicies.profiles.schema import Profile
 
 
@@ -141,5 +142,25 @@ class TakesFromProfile(Protocol):
         Raises:
             NeedsError: something is missing from both the settings and the profile; says what and how to get it.
             ProfileError: the profile's default settings are not valid for this policy.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesFromSetup(Protocol):
+    """A policy that depends on the substitute, the profile or the scheduler in use; optional, beside `CachePolicy`."""
+
+    def suit(self, setup: Setup) -> CachePolicy:
+        """Return the policy resolved for what it will work with; called once, at set-up, after ``bind``.
+
+        The returned policy's ``needs`` and ``reuses`` are final: they are read after this call only. A policy that
+        wraps another passes the call on.
+
+        Args:
+            setup: profile, substitute and scheduler.
+
+        Raises:
+            NeedsError: something is missing for these settings with this substitute; says what and how to get it.
+            SettingsError: the settings were made for something else, for example for another substitute.
         """
         ...

@@ -103,7 +103,7 @@ class Registry(Generic[T]):
     """The names of one kind of object. Frozen: `extended` returns a new registry.
 
     Attributes:
-        kind: ``"policy"``, ``"scheduler"`` or ``"substitute"``; used in the messages.
+        kind: ``"policy"``, ``"tolerance schedule"`` and so on; used in the messages.
         failed: distributions with a plugin that could not be loaded, in case a missing name was theirs.
     """
 

@@ -14,6 +14,8 @@ NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 # A word must not start like a number, or "0.1x" and "-.5.1" would pass as text.
 _BARE_WORD = re.compile(r"""[^\s'"()\[\]{},=+\-.0-9][^\s'"()\[\]{},=]*|\.{0,2}/[^\s'"()\[\]{},=]*""")
+# A value that is itself a spec, as far as it needs no comma: "optimal:nfe=22".
+_NESTED = re.compile(NAME_PATTERN.pattern + r"\s*:\s*[A-Za-z_]\w*\s*=.+", re.DOTALL)
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -21,7 +23,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """Split ``"name:key=value,key=value"`` into the name and its settings.
 
     A value is a Python literal (number, ``True``, ``False``, ``None``, quoted string, tuple, list, dict); a bare word
-    or a path is a string. Commas inside brackets and quotes belong to the value. Nothing is evaluated.
+    or a path is a string, and so is another spec with one setting, ``"sencache:epsilon=optimal:nfe=22"``; one with
+    several is quoted, ``"sencache:epsilon='optimal:nfe=22,weights=uniform',max_reuse=5"``. Commas inside brackets and
+    quotes belong to the value. Nothing is evaluated.
 
     Args:
         spec: the text; a name alone is a spec without settings.
@@ -34,6 +38,10 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     if not isinstance(spec, str):
         raise SettingsError(f"a spec is a string like 'name:key=value,key=value', got {type(spec).__name__}")
+    return _parse(spec, nests=True)
+
+
+def _parse(spec: str, nests: bool) -> tuple[str, dict[str, Any]]:
     name, colon, rest = spec.partition(":")
     name = name.strip()
     if NAME_PATTERN.fullmatch(name) is None:
@@ -52,8 +60,13 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
             _refuse(spec, f"{key!r} is not the name of a setting")
         if key in settings:
             _refuse(spec, f"{key!r} is given twice")
-        settings[key] = _value(spec, key, text.strip())
+        settings[key] = _value(spec, key, text.strip(), nests)
     return name, settings
+
+
+def has_settings(text: str) -> bool:
+    """Return whether a text begins as a spec with settings does, ``name:key=...``; a path does not."""
+    return _NESTED.fullmatch(text.strip()) is not None
 
 
 def format_spec(name: str, settings: Mapping[str, Any]) -> str:
@@ -76,15 +89,25 @@ def _literal(value: Any) -> str:
     return repr(value)
 
 
-def _value(spec: str, key: str, text: str) -> Any:
+def _value(spec: str, key: str, text: str, nests: bool) -> Any:
     if not text:
         _refuse(spec, f"{key!r} has no value")
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        if nests and has_settings(text):
+            _check_nested(spec, key, text)
+            return text
         if _BARE_WORD.fullmatch(text) is None:
             _refuse(spec, f"the value of {key!r}, {text!r}, is neither a Python literal nor a bare word", error)
     return text
+
+
+def _check_nested(spec: str, key: str, text: str) -> None:
+    try:
+        _parse(text, nests=False)
+    except SettingsError as error:
+        _refuse(spec, f"the value of {key!r} is a spec itself, and malformed: {error}", error)
 
 
 def _split(spec: str, text: str) -> list[str]:
@@ -122,5 +145,6 @@ def _split(spec: str, text: str) -> list[str]:
 def _refuse(spec: str, reason: str, cause: BaseException | None = None) -> NoReturn:
     raise SettingsError(
         f"malformed spec {spec!r}: {reason}; expected 'name' or 'name:key=value,key=value', "
-        "for example 'sencache:epsilon=0.1,max_reuse=3' (text with commas or spaces in quotes)"
+        "for example 'sencache:epsilon=0.1,max_reuse=3' (text with commas or spaces, or a spec with several settings, "
+        "in quotes)"
     ) from cause

@@ -14,10 +14,10 @@ Its distribution announces it in the entry-point group ``cachepolicies``::
     def cachepolicies_register_policies(register: Register) -> None:
         register("my-policy", MyPolicy)
 
-The built-in adapters, policies, schedulers and substitutes are registered in this way too. Hooks serve set-up only:
-they are called once a process, when a name is first looked up, and never while sampling. A plugin is taken as a whole
-or not at
-all: when its import, one of its hooks or one of its names fails, it is reported as failed and registers nothing.
+The built-in adapters, policies, schedulers, substitutes and tolerance schedules are registered in this way too. Hooks
+serve set-up only: they are called once a process, when a name is first looked up, and never while sampling. A plugin
+is taken as a whole or not at all: when its import, one of its hooks or one of its names fails, it is reported as
+failed and registers nothing.
 """
 
 from __future__ import annotations
@@ -115,4 +115,17 @@ def cachepolicies_register_substitutes(register: Register) -> None:
 
     Args:
         register: takes the name, the factory (``factory(**settings)`` returns a substitute) and a summary.
+    """
+
+
+@hookspec
+def cachepolicies_register_tolerances(register: Register) -> None:
+    """Register tolerance schedules: *how far* may the output have moved, at each step of a run?
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every schedule and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a
+            `cachepolicies.tolerances.ToleranceSchedule`, or simply a function of t) and a summary.
     """

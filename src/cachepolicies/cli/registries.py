@@ -1,4 +1,4 @@
-"""``cachepolicies adapters``, ``policies``, ``schedulers``, ``substitutes``: what is registered, and what failed."""
+"""``cachepolicies adapters``, ``policies``, ``schedules`` and so on: what is registered, and what failed."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def schedulers(as_json: AsJson = False) -> None:
     _print("schedulers", loaded.schedulers, loaded.failures, as_json)
 
 
+def schedules(as_json: AsJson = False) -> None:
+    """List the tolerance schedules: how far the output may have moved at each step."""
+    loaded = _load()
+    _print("schedules", loaded.tolerances, loaded.failures, as_json)
+
+
 def substitutes(as_json: AsJson = False) -> None:
     """List the substitutes: what stands in for a skipped evaluation."""
     loaded = _load()
@@ -49,7 +55,7 @@ def substitutes(as_json: AsJson = False) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (adapters, policies, schedulers, substitutes):
+    for command in (adapters, policies, schedulers, schedules, substitutes):
         app.command()(command)
 
 

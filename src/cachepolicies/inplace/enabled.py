@@ -24,7 +24,7 @@ from cachepolicies._substitute import Substitute
 from cachepolicies._trace import Trace, joined
 from cachepolicies.adapters.base import Adapter
 from cachepolicies.inplace.clock import PipelineClock
-from cachepolicies.inplace.targets import denoisers_of
+from cachepolicies.inplace.targets import denoisers_of, scheduler_of_pipeline
 from cachepolicies.profiles.schema import Profile
 
 if TYPE_CHECKING:
@@ -303,6 +303,7 @@ def _bind(
         adapter=adapter,
         engine_settings=engine_settings,
         notes=notes,
+        scheduler=lambda: None if clock is None else scheduler_of_pipeline(clock.scheduler()),
     )
     known = assembly.adapter
     signature = Signature.of(module, x_name, t_name, batched, None if known is None else known.rows)

@@ -1,4 +1,4 @@
-"""Which modules of a target are its denoisers."""
+"""Which modules of a target are its denoisers, and which scheduler they run on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from cachepolicies._errors import SettingsError
+from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.schedulers.resolve import as_scheduler
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 """Names of the components of diffusers' pipelines that are called at every step."""
@@ -36,6 +38,14 @@ def denoisers_of(target: Any) -> dict[str, nn.Module]:
             "give the module itself"
         )
     return found
+
+
+def scheduler_of_pipeline(found: Any) -> Scheduler | None:
+    """Return a pipeline's scheduler as a `Scheduler`, ``None`` where its class or its settings are not supported."""
+    try:
+        return as_scheduler(found)
+    except SettingsError:  # a pipeline may run on any scheduler; what would follow its time says what it does without
+        return None
 
 
 def _eager(module: nn.Module) -> nn.Module:

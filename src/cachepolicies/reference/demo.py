@@ -1,8 +1,9 @@
 """The demonstration: ``python -m cachepolicies.reference.demo``.
 
 It samples 32 guided videos with the trained video DiT: uncached, with SenCache at three settings, and, at the
-evaluations each of them took, with fewer steps and with evenly spaced reuse. Then SenCache, TeaCache, MagCache and
-evenly spaced reuse with the residual of the block stack, about where the middle setting is. It prints the table and
+evaluations each of them took, with fewer steps and with evenly spaced reuse. Then what is solved for rather than tuned,
+at the evaluations of the middle setting: a planned schedule and SenCache with eps(t), holding and extrapolating. Last
+SenCache, TeaCache, MagCache and evenly spaced reuse with the residual of the block stack. It prints the table and
 writes ``report.html``, ``table.csv`` and ``table.json``.
 """
 
@@ -19,6 +20,9 @@ from cachepolicies.comparison._console import wide_console
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.report import write_all
 from cachepolicies.comparison.results import Kind
+from cachepolicies.planning import plan
+from cachepolicies.policies import Schedule
+from cachepolicies.profiles.load import load_profile
 from cachepolicies.reference.workloads import video_dit
 
 PROFILE = "video-dit"
@@ -31,6 +35,12 @@ POLICIES = {
 }
 """Label to setting, from the most careful to the boldest; what is held is the denoiser's output."""
 
+BUDGET = 22
+"""Evaluations of the planned rows, those of the middle setting."""
+
+PATH = "linear:time=path"
+"""Extrapolates along the calibrated path of the output."""
+
 AT_BLOCKS = {
     "SenCache at blocks": "sencache:epsilon=0.4,max_reuse=5",
     "TeaCache at blocks": "teacache:threshold=0.045,signal=modulated_input",
@@ -41,6 +51,21 @@ AT_BLOCKS = {
 
 SAMPLES = 32
 OUT = Path("demo")
+
+
+def planned() -> list[Candidate]:
+    """Return the rows that are solved for: a schedule and SenCache with eps(t), each with two substitutes."""
+    profile = load_profile(PROFILE)
+    rows = []
+    for substitute, suffix in (("hold", ""), (PATH, ", linear")):
+        schedule = Schedule(plan=plan(profile, BUDGET, substitute=substitute))
+        for label, policy in (("schedule", schedule), ("SenCache, eps(t)", f"sencache:epsilon=optimal:nfe={BUDGET}")):
+            rows.append(
+                Candidate(
+                    f"{label} ({BUDGET}){suffix}", policy, profile=profile, substitute=substitute, baselines=False
+                )
+            )
+    return rows
 
 
 def _kind(policy: str) -> Kind:
@@ -61,6 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             video_dit(),
             [
                 *(Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()),
+                *planned(),
                 *(
                     Candidate(label, policy, profile=PROFILE, site="blocks", baselines=False, kind=_kind(policy))
                     for label, policy in AT_BLOCKS.items()

@@ -1,0 +1,74 @@
+"""``cachepolicies plan``: from a profile to the steps to refresh, for a budget or a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cachepolicies._errors import SettingsError
+
+
+def plan(
+    profile: Annotated[str, typer.Argument(help="A shipped name, a .json file or a Hub repository.")],
+    budget: Annotated[int | None, typer.Option(help="Most evaluations of a run; this or --target.")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Instead: the fewest evaluations whose predicted error is at most this.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="Of the weighted errors: sum, max, or lexicographic (max first, then sum).")
+    ] = "sum",
+    errors: Annotated[
+        str, typer.Option(help="Errors of a reuse: measured on the calibration runs, or predicted by the score.")
+    ] = "measured",
+    substitute: Annotated[str, typer.Option(metavar="SPEC", help="What stands in for a skipped evaluation.")] = "hold",
+    max_reuse: Annotated[int | None, typer.Option(help="Most reuses in a row.")] = None,
+    always: Annotated[
+        list[int] | None,
+        typer.Option(help="A step that is always refreshed, negative from the end; may be given several times."),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="What an error does to the sample: measured, bound or uniform.")
+    ] = "measured",
+    method: Annotated[str, typer.Option(help="shortest-path, or milp as a check.")] = "shortest-path",
+    num_steps: Annotated[
+        int | None, typer.Option(help="Sampler steps, the calibrated ones by default; others with --errors predicted.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan into this .json file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw tolerance, weights and trade-off into this .png, .svg or .pdf.")
+    ] = None,
+    curve: Annotated[bool, typer.Option("--curve", help="Show the best plan for every budget.")] = False,
+) -> None:
+    """Plan a run: which steps to evaluate so that a budget of evaluations costs the least quality."""
+    from cachepolicies.comparison._console import wide_console
+    from cachepolicies.planning.io import save_plan
+    from cachepolicies.planning.planner import plan as make
+    from cachepolicies.planning.plot import plot_plan
+    from cachepolicies.planning.summary import summarise_plan
+
+    if out is not None and out.suffix != ".json":
+        raise SettingsError(f"--out {out}: a plan is a .json file; save it as {out.name + '.json'!r}")
+    words: dict[str, Any] = {"errors": errors, "weights": weights, "method": method}  # checked where they are used
+    made = make(
+        profile,
+        budget,
+        target=target,
+        objective=objective,
+        substitute=substitute,
+        max_reuse=max_reuse,
+        always=tuple(always or ()),
+        num_steps=num_steps,
+        **words,
+    )
+    wide_console().print(summarise_plan(made, curve=curve))
+    if out is not None:
+        typer.echo(save_plan(made, out))
+    if plot is not None:
+        typer.echo(plot_plan(made, plot))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(plan)

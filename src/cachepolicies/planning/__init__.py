@@ -1,0 +1,53 @@
+"""Planning: which steps of a run to refresh, solved for rather than tuned, and the tolerance that follows from it."""
+
+from __future__ import annotations
+
+from cachepolicies.planning._plan import Plan as Plan
+from cachepolicies.planning._plan import PlanError as PlanError
+from cachepolicies.planning._plan import PlanPoint as PlanPoint
+from cachepolicies.planning._plan import PlanSource as PlanSource
+from cachepolicies.planning.errors import measured_errors as measured_errors
+from cachepolicies.planning.errors import predicted_errors as predicted_errors
+from cachepolicies.planning.io import read_plan as read_plan
+from cachepolicies.planning.io import save_plan as save_plan
+from cachepolicies.planning.objectives import Largest as Largest
+from cachepolicies.planning.objectives import Lexicographic as Lexicographic
+from cachepolicies.planning.objectives import Objective as Objective
+from cachepolicies.planning.objectives import Sum as Sum
+from cachepolicies.planning.planner import plan as plan
+from cachepolicies.planning.plot import plot_plan as plot_plan
+from cachepolicies.planning.problem import PlanningProblem as PlanningProblem
+from cachepolicies.planning.problem import Solution as Solution
+from cachepolicies.planning.problem import table_from_dense as table_from_dense
+from cachepolicies.planning.shortest_path import trade_off as trade_off
+from cachepolicies.planning.summary import summarise_plan as summarise_plan
+from cachepolicies.planning.tolerance_curve import InfeasibleToleranceError as InfeasibleToleranceError
+from cachepolicies.planning.tolerance_curve import ToleranceCurve as ToleranceCurve
+from cachepolicies.planning.weights import WeightKind as WeightKind
+from cachepolicies.planning.weights import step_weights as step_weights
+
+__all__ = [
+    "InfeasibleToleranceError",
+    "Largest",
+    "Lexicographic",
+    "Objective",
+    "Plan",
+    "PlanError",
+    "PlanPoint",
+    "PlanSource",
+    "PlanningProblem",
+    "Solution",
+    "Sum",
+    "ToleranceCurve",
+    "WeightKind",
+    "measured_errors",
+    "plan",
+    "plot_plan",
+    "predicted_errors",
+    "read_plan",
+    "save_plan",
+    "step_weights",
+    "summarise_plan",
+    "table_from_dense",
+    "trade_off",
+]

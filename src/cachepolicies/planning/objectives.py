@@ -1,0 +1,154 @@
+"""What a plan minimises: how the errors of reuses are combined along a run, and which of two runs is the better."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from attrs import frozen
+
+from cachepolicies._errors import SettingsError, nearest_match_hint
+from cachepolicies.planning.problem import Floats
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """How the weighted errors of a run are made into a value, so that a dynamic programme can minimise it.
+
+    A run is a path of *edges* from one refresh to the next, the last one to the end. An edge with l reuses has their l
+    weighted errors. A path's value is a vector of K numbers; of two values the better is the smaller in the first
+    number in which they differ. All methods work on the last axis of arrays and broadcast over the others.
+
+    For the result to be the optimum, ``join`` must keep the order of values: from a <= b follows join(a, e) <=
+    join(b, e) for every edge e. Sums do, maxima do, and so do the edges' costs sorted from the largest down. A pair
+    (maximum, sum) does not; that is what ``bottleneck`` is for.
+    """
+
+    name: ClassVar[str]
+    """Short name, recorded in the plan."""
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether the largest weighted error of a step is minimised first, and the value only among those plans."""
+        ...
+
+    def start(self, refreshes: int) -> Floats:
+        """Return the value ``(K,)`` of a path without edges, where paths have at most ``refreshes`` edges."""
+        ...
+
+    def edges(self, errors: Floats) -> Floats:
+        """Return what ``join`` needs of edges.
+
+        Args:
+            errors: ``(..., n)`` weighted errors of the first, second, ... reuse after a refresh; inf from where on
+                there are no more steps.
+
+        Returns:
+            ``(..., n + 1, E)`` of the edges with 0, 1, ... n reuses.
+        """
+        ...
+
+    def join(self, paths: Floats, edges: Floats) -> Floats:
+        """Return the values ``(..., K)`` of paths ``(..., K)`` with one more edge ``(..., E)``.
+
+        A path that cannot be has the value inf in every entry, and so must what it is joined to; an edge that must not
+        be used has inf, and what it is joined to must have inf in its first entry.
+        """
+        ...
+
+    def cost(self, value: Floats) -> float:
+        """Return the value ``(K,)`` as the one number that is reported and that a target is compared with.
+
+        It must not fall when the value gets worse.
+        """
+        ...
+
+
+@frozen
+class Sum:
+    """The sum of the weighted errors of all reused steps.
+
+    Attributes:
+        bottleneck: minimise their maximum first (``"lexicographic"``).
+    """
+
+    bottleneck: bool = False
+    name: ClassVar[str] = "sum"
+
+    def start(self, refreshes: int) -> Floats:
+        """Return 0, ``(1,)``."""
+        return np.zeros(1)
+
+    def edges(self, errors: Floats) -> Floats:
+        """Return the sums of the first 0, 1, ... n errors, ``(..., n + 1, 1)``."""
+        return np.cumsum(_with_none(errors), axis=-1)[..., None]
+
+    def join(self, paths: Floats, edges: Floats) -> Floats:
+        """Return the sum."""
+        return paths + edges
+
+    def cost(self, value: Floats) -> float:
+        """Return the sum."""
+        return float(value[0])
+
+
+@frozen
+class Lexicographic(Sum):
+    """The largest weighted error first, and the sum among all plans that have the smallest such."""
+
+    bottleneck: bool = True
+    name: ClassVar[str] = "lexicographic"
+
+
+@frozen
+class Largest:
+    """The largest weighted error of a reused step."""
+
+    name: ClassVar[str] = "max"
+
+    @property
+    def bottleneck(self) -> bool:
+        """No: the value is that maximum already."""
+        return False
+
+    def start(self, refreshes: int) -> Floats:
+        """Return 0, ``(1,)``."""
+        return np.zeros(1)
+
+    def edges(self, errors: Floats) -> Floats:
+        """Return the largest of the first 0, 1, ... n errors, ``(..., n + 1, 1)``."""
+        return np.maximum.accumulate(_with_none(errors), axis=-1)[..., None]
+
+    def join(self, paths: Floats, edges: Floats) -> Floats:
+        """Return the larger one."""
+        return np.maximum(paths, edges)
+
+    def cost(self, value: Floats) -> float:
+        """Return the maximum."""
+        return float(value[0])
+
+
+def _with_none(errors: Floats) -> Floats:
+    return np.concatenate([np.zeros((*errors.shape[:-1], 1)), errors], axis=-1)
+
+
+OBJECTIVES: dict[str, Objective] = {"sum": Sum(), "max": Largest(), "lexicographic": Lexicographic()}
+"""The built-in objectives by name."""
+
+
+def as_objective(objective: str | Objective) -> Objective:
+    """Return the objective that a name or an object stands for.
+
+    Raises:
+        SettingsError: the name is unknown, or the object does not follow `Objective`.
+    """
+    if isinstance(objective, str):
+        if objective not in OBJECTIVES:
+            raise SettingsError(f"unknown objective {objective!r}: {nearest_match_hint(objective, OBJECTIVES)}")
+        return OBJECTIVES[objective]
+    if isinstance(objective, type) or not isinstance(objective, Objective):
+        raise SettingsError(
+            f"objective is {objective!r}; give {', '.join(OBJECTIVES)}, or an object that follows "
+            "cachepolicies.planning.Objective"
+        )
+    return objective

@@ -1,0 +1,182 @@
+"""Schedule: evaluate at the steps of a plan, the same for every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
+
+from attrs import Attribute, field, frozen
+from attrs.validators import optional
+from torch import Tensor
+
+from cachepolicies._errors import SettingsError
+from cachepolicies._planned_for import check_planned_for
+from cachepolicies._policy import Decision, Needs
+from cachepolicies._settings import plain, positive_int, refuse
+from cachepolicies._setup import Setup
+from cachepolicies._step import RunInfo, Step
+from cachepolicies.policies._filling import positions
+
+if TYPE_CHECKING:
+    from cachepolicies.planning._plan import Plan
+
+EVALUATION = "scheduled evaluation"
+REUSE = "scheduled reuse"
+
+_ROUNDING = 1e-5
+"""Timesteps closer than this fraction of the largest are the same: samplers keep theirs in float32."""
+
+_PlanOrPath: TypeAlias = "Plan | str | Path"
+
+
+def _as_steps(values: Any) -> Any:
+    if values is None or isinstance(values, (str, bytes)):
+        return values
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return tuple(plain(value) for value in values) if isinstance(values, (Sequence, set, frozenset, range)) else values
+
+
+def _steps(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    positions(instance, attribute, value)
+    if not value or value[0] != 0:
+        refuse(instance, attribute, value, "a sequence of steps that begins with step 0, where nothing is cached yet")
+    for before, after in pairwise(value):
+        if after <= before:
+            refuse(instance, attribute, value, f"a rising sequence of steps, but {after} follows {before}")
+
+
+def _show(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, (str, PathLike)) else "Plan(...)"
+
+
+@frozen
+class Schedule:
+    """Evaluate a fixed set of steps, from a plan or given. Set exactly one of ``plan`` and ``refreshes``.
+
+    A decision looks at the number of the step and at nothing else: no tensor, no host synchronisation, and the same on
+    every rank. Steps are counted by noise level in the declared timesteps: both evaluations that a Heun sampler makes
+    at one level follow that step.
+
+    A plan serves the timesteps and the substitute that it was made for; anything else is refused rather than guessed.
+
+    Attributes:
+        plan: a `cachepolicies.planning.Plan`, or the path of one.
+        refreshes: the steps to evaluate, rising, step 0 first.
+        num_steps: number of steps that ``refreshes`` is for; a run of another length is refused. Without it any run
+            is taken that has the last of these steps.
+    """
+
+    name: ClassVar[str] = "schedule"
+
+    plan: _PlanOrPath | None = field(default=None, repr=_show)
+    refreshes: tuple[int, ...] | None = field(default=None, converter=_as_steps, validator=optional(_steps))
+    num_steps: int | None = field(default=None, converter=plain, validator=optional(positive_int))
+    _plan: Plan | None = field(init=False, default=None, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.plan is None) == (self.refreshes is None):
+            raise SettingsError(
+                "Schedule: set exactly one of plan and refreshes, got "
+                f"plan={_show(self.plan)}, refreshes={self.refreshes}"
+            )
+        if self.plan is not None:
+            object.__setattr__(self, "_plan", self._loaded())
+        if self.refreshes is not None and self.num_steps is not None and self.refreshes[-1] >= self.num_steps:
+            raise SettingsError(f"Schedule: refreshes has step {self.refreshes[-1]}, but num_steps is {self.num_steps}")
+
+    def _loaded(self) -> Plan:
+        from cachepolicies.planning._plan import Plan
+        from cachepolicies.planning.io import read_plan
+
+        if self.num_steps is not None:
+            raise SettingsError("Schedule: num_steps goes with refreshes; a plan knows the number of its steps")
+        if isinstance(self.plan, (str, Path)):
+            return read_plan(self.plan)
+        if not isinstance(self.plan, Plan):
+            raise SettingsError(
+                f"Schedule: plan must be a Plan or the path of one, got {self.plan!r} ({type(self.plan).__name__})"
+            )
+        return self.plan
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps to evaluate, rising."""
+        return self.refreshes or () if self._plan is None else self._plan.refreshes
+
+    @property
+    def needs(self) -> Needs:
+        """The run length: a step is known by its place in the run only."""
+        return Needs(run_length=True)
+
+    @property
+    def reuses(self) -> bool:
+        """Unless every step is evaluated; without a plan or ``num_steps`` that depends on the run."""
+        length = self.num_steps if self._plan is None else len(self._plan.timesteps)
+        return length is None or len(self.steps) < length
+
+    def suit(self, setup: Setup) -> Schedule:
+        """Check that a plan was made for the substitute, and for the class of model that the profile is about.
+
+        Raises:
+            SettingsError: it was not.
+        """
+        if self._plan is not None:
+            check_planned_for(self._plan, setup, "Schedule")
+        return self
+
+    def start(self, run: RunInfo) -> frozenset[int]:
+        """Return the steps to evaluate.
+
+        Raises:
+            SettingsError: the run has another number of steps, or other timesteps than the plan.
+        """
+        plan, count = self._plan, run.num_steps
+        if plan is None:
+            if self.num_steps is not None and count != self.num_steps:
+                raise SettingsError(f"Schedule: refreshes are for {self.num_steps} steps, but the run has {count}")
+            if count is not None and self.steps[-1] >= count:
+                last = self.steps[-1]
+                raise SettingsError(f"Schedule: refreshes has step {last}, but the run has {count} steps only")
+            return frozenset(self.steps)
+        if count != len(plan.timesteps):
+            _refuse_run(f"{len(plan.timesteps)} steps, and the run has {count}", "num_steps")
+        slack = _ROUNDING * max(abs(t) for t in plan.timesteps)
+        visited = (run.first_t,) if run.timesteps is None else run.timesteps
+        for index, (planned, t) in enumerate(zip(plan.timesteps, visited, strict=False)):
+            # Where only the number of steps was announced, t is compared as it comes.
+            if abs(planned - t) > slack:
+                _refuse_run(f"t = {planned:g} at step {index}, and the run has t = {t:g} there", "scheduler")
+        return frozenset(self.steps)
+
+    def decide(self, step: Step, state: frozenset[int]) -> Decision:
+        """Reuse unless the step is one of those to evaluate.
+
+        Raises:
+            SettingsError: the run announced the number of its steps only, and t is not the plan's.
+        """
+        if self._plan is not None and step.run.timesteps is None and step.index is not None:
+            self._check_level(step.index, step.t)
+        if step.index in state:
+            return Decision.same(False, EVALUATION, step.run.decisions)
+        return Decision.same(True, REUSE, step.run.decisions)
+
+    def observe(self, step: Step, decision: Decision, output: Tensor, state: frozenset[int]) -> frozenset[int]:
+        """Nothing to note: the steps are fixed."""
+        return state
+
+    def _check_level(self, index: int, t: float) -> None:
+        """Check that t lies in the plan's step ``index``: at its start, or before the next (a Heun step)."""
+        levels = () if self._plan is None else self._plan.timesteps
+        slack = _ROUNDING * max(abs(level) for level in levels)
+        end = levels[index + 1] if index + 1 < len(levels) else -float("inf")
+        if not end - slack <= t <= levels[index] + slack:
+            _refuse_run(f"t = {levels[index]:g} at step {index}, and the run has t = {t:g} there", "scheduler")
+
+
+def _refuse_run(difference: str, option: str) -> NoReturn:
+    hint = "; to follow a plan on other steps, use its tolerance: policy='sencache', epsilon='plan.json'"
+    how = "make a plan for this run's" + (" number of steps" if option == "num_steps" else " scheduler")
+    raise SettingsError(f"Schedule: the plan has {difference}; {how}{hint}")

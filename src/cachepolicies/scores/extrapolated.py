@@ -1,0 +1,116 @@
+"""The score of an extrapolating substitute: its calibrated error against the distance from its refreshes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import Attribute, field, frozen
+
+from cachepolicies._policy import Needs
+from cachepolicies._settings import positive
+from cachepolicies.profiles.schema import Profile
+from cachepolicies.scores.displacement import Displacement
+from cachepolicies.scores.growth import Growth, measure
+
+if TYPE_CHECKING:
+    from cachepolicies._substitute import Extrapolation
+
+TABLES = ("change", "displacement")
+_REMEMBERED = 4096
+
+
+def _optional_positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None:
+        positive(instance, attribute, value)
+
+
+@frozen(eq=False)
+class Extrapolated:
+    """``S = kappa_p(t) * (prod_i |tau - tau_ri| / (p + 1)!) ** e * displacement / D(t_r0, t)``, i from 0 to p.
+
+    The product is the remainder of polynomial extrapolation through the refreshes r0, r1, ... in the substitute's own
+    time tau. kappa_p and the exponent e are fitted to the errors that the substitute makes on the calibration runs
+    (see `cachepolicies.scores.growth`); e = 1 is the textbook order, which a trained network seldom reaches. kappa_p is
+    read in the middle between the newest refresh and t. The last factor adapts to the sample: its own displacement
+    since the newest refresh over the calibrated mean D.
+
+    While there are fewer refreshes than p + 1 the law of the lower order holds, that of order 0 in t.
+
+    Attributes:
+        profile: has the tables ``change`` and ``displacement``.
+        substitute: follows `cachepolicies._substitute.Extrapolation`.
+        exponent: e; fitted for every order where it is ``None``, else the one given for all.
+
+    Raises:
+        NeedsError: the profile lacks a table, or has too few steps.
+        PolicyError: the substitute's weights do not sum to 1, so that its errors cannot be known from ``change``.
+    """
+
+    name: ClassVar[str] = "extrapolation"
+
+    profile: Profile = field(repr=False)
+    substitute: Extrapolation
+    exponent: float | None = field(default=None, validator=_optional_positive)
+    _growths: tuple[Growth, ...] = field(init=False, repr=False)
+    _moved: Displacement = field(init=False, repr=False)
+    _tau: Callable[[float], float] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.profile.require(self.name, TABLES, "score")
+        orders = range(self.substitute.order + 1)
+        growths = tuple(measure(self.profile, self.substitute, order, self.exponent) for order in orders)
+        object.__setattr__(self, "_growths", growths)
+        object.__setattr__(self, "_moved", Displacement(self.profile))
+        # A schedule's time may take tensors to compute, and a run asks for the same few again and again.
+        object.__setattr__(self, "_tau", lru_cache(maxsize=_REMEMBERED)(self.substitute.time))
+
+    @property
+    def order(self) -> int:
+        """The substitute's."""
+        return self.substitute.order
+
+    @property
+    def growth(self) -> float:
+        """``e * (p + 1)``."""
+        return self._growths[-1].exponent * (self.order + 1)
+
+    @property
+    def needs(self) -> Needs:
+        """What the errors and the displacement are read from."""
+        return Needs(tables=TABLES)
+
+    @property
+    def laws(self) -> tuple[Growth, ...]:
+        """The fitted laws of order 0 to p."""
+        return self._growths
+
+    def at(self, refreshes: Sequence[float], t: float, displacement: float) -> float:
+        """Return the score at t; see `Score.at`."""
+        newest = refreshes[0]
+        if newest == t:
+            return 0.0
+        order, product = self._remainder(refreshes, t)
+        expected = self._growths[order].error(0.5 * (t + newest), product)
+        moved = self._moved.at(newest, t)
+        return expected * (displacement / moved) if moved > 0 else expected
+
+    def _remainder(self, refreshes: Sequence[float], t: float) -> tuple[int, float]:
+        """Return the order that this history allows, and the product of the distances from t."""
+        tau = self._tau(t)
+        seen: list[float] = []
+        product = 1.0
+        for refresh in refreshes[: len(self._growths)]:
+            at = self._tau(refresh)
+            distance = abs(tau - at)
+            if not (0 < distance < math.inf):
+                break  # no time is defined at one end of the run (log-SNR), or it does not tell the two apart
+            if at in seen:
+                continue
+            seen.append(at)
+            product *= distance
+        if len(seen) < 2:
+            return 0, abs(t - refreshes[0])
+        return len(seen) - 1, product

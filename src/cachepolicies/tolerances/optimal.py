@@ -1,0 +1,121 @@
+"""Optimal: the tolerance in closed form, for a budget of evaluations or for a final error."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from weakref import WeakKeyDictionary
+
+from attrs import Attribute, field, frozen
+
+from cachepolicies._errors import NeedsError, SettingsError
+from cachepolicies._policy import Needs
+from cachepolicies._settings import one_of, plain, positive
+from cachepolicies._setup import Setup
+from cachepolicies._step import RunInfo, Step
+from cachepolicies.tolerances.base import ToleranceAt
+
+if TYPE_CHECKING:
+    from cachepolicies.planning.tolerance_curve import ToleranceCurve
+    from cachepolicies.planning.weights import WeightKind
+    from cachepolicies.scores.base import Score
+
+_Curves: TypeAlias = "MutableMapping[Any, dict[tuple[tuple[float, ...], int], ToleranceCurve]]"
+
+_CURVES_OF: dict[str, tuple[str, ...]] = {"measured": ("weight",), "bound": ("alpha_x",), "uniform": ()}
+
+
+def _optional_positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None:
+        positive(instance, attribute, value)
+
+
+@frozen
+class Optimal:
+    """``eps(t) = c * sqrt(s(t) / w(t))``, and its form for higher orders, with c from a budget or a final error.
+
+    s is the score over one step and w what an error at the step does to the sample; the derivation is in
+    `cachepolicies.planning.continuous.solve`. c is found when a run begins, for the run's own timesteps, on the
+    displacements of the calibration runs, and remembered; step counts that were never calibrated are interpolated.
+
+    What else the policy does (protected steps, a hard budget) is not known here and comes on top.
+
+    Attributes:
+        nfe: mean number of evaluations of a run, at least 1; or
+        target: the predicted error of the sample, RMS where the weights are measured.
+        weights: ``"measured"``, ``"bound"`` or ``"uniform"``; see `cachepolicies.planning.weights.step_weights`.
+    """
+
+    name: ClassVar[str] = "optimal"
+
+    nfe: float | None = field(default=None, converter=plain, validator=_optional_positive)
+    target: float | None = field(default=None, converter=plain, validator=_optional_positive)
+    weights: WeightKind = field(default="measured", validator=one_of(*_CURVES_OF))
+    # By score, which belongs to one profile and substitute; it goes when the denoiser goes.
+    _curves: _Curves = field(factory=WeakKeyDictionary, init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.nfe is None) == (self.target is None):
+            raise SettingsError(
+                f"Optimal: give either nfe (evaluations a run) or target (error of the sample), got nfe={self.nfe!r} "
+                f"and target={self.target!r}"
+            )
+        if self.nfe is not None and self.nfe < 1:
+            raise SettingsError(f"Optimal: nfe must be at least 1, got {self.nfe!r}")
+
+    @property
+    def needs(self) -> Needs:
+        """The displacements, what the weights are made from, and the run's timesteps."""
+        return Needs(curves=_CURVES_OF[self.weights], tables=("displacement",), run_length=True)
+
+    @property
+    def max_reuse(self) -> int | None:
+        """None: long streaks are weighed by what they cost."""
+        return None
+
+    def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
+        """Return the tolerance of a run; the first run with these timesteps takes some hundredths of a second.
+
+        Raises:
+            NeedsError: the run's timesteps are not known, or there is no profile.
+            SettingsError: the sampler evaluates twice a step, ``nfe`` is above the number of steps or below what
+                ``max_reuse`` allows, ``target`` is out of reach, or no weight is above zero.
+        """
+        if run.timesteps is None:
+            raise NeedsError(
+                "the tolerance schedule 'optimal' needs the run's timesteps: declare the run, "
+                "`with denoiser.run(timesteps=...)`"
+            )
+        curve = self.curve(run.timesteps, setup, score, max_reuse)
+
+        def tolerance(step: Step) -> float:
+            return curve.at(step.t)
+
+        return tolerance
+
+    def curve(self, timesteps: tuple[float, ...], setup: Setup, score: Score, max_reuse: int) -> ToleranceCurve:
+        """Return eps(t) of a run with these timesteps; raises as `start` does."""
+        known = self._curves.setdefault(score, {})
+        key = (timesteps, max_reuse)
+        if key not in known:
+            known[key] = self._solve(timesteps, setup, score, max_reuse)
+        return known[key]
+
+    def _solve(self, timesteps: tuple[float, ...], setup: Setup, score: Score, max_reuse: int) -> ToleranceCurve:
+        from cachepolicies.planning import continuous
+        from cachepolicies.planning.weights import step_weights
+
+        if setup.profile is None:
+            raise NeedsError(
+                "the tolerance schedule 'optimal' needs a profile; make one with `cachepolicies calibrate`"
+            )
+        scheduler = setup.scheduler
+        if scheduler is not None and scheduler.evaluations_per_step != 1:
+            raise SettingsError(
+                f"tolerance schedule 'optimal' counts one evaluation a step, but scheduler {scheduler.name!r} makes "
+                f"{scheduler.evaluations_per_step}; use a constant or two-phase tolerance with it"
+            )
+        weights = step_weights(setup.profile, self.weights, timesteps, scheduler)
+        return continuous.tolerance(
+            setup.profile, score, weights, timesteps, nfe=self.nfe, target=self.target, max_reuse=max_reuse
+        )

@@ -1,0 +1,111 @@
+"""Plan: the tolerance curve of a plan, with which SenCache's rule repeats it and adapts around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import Attribute, field, frozen
+
+from cachepolicies._errors import SettingsError
+from cachepolicies._planned_for import check_planned_for
+from cachepolicies._policy import Needs
+from cachepolicies._settings import refuse
+from cachepolicies._setup import Setup
+from cachepolicies._step import RunInfo, Step
+from cachepolicies.tolerances.base import ToleranceAt
+
+if TYPE_CHECKING:
+    from cachepolicies.planning._plan import Plan
+    from cachepolicies.planning.tolerance_curve import ToleranceCurve
+    from cachepolicies.scores.base import Score
+
+
+def _path(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None and not (isinstance(value, (str, Path)) and str(value)):
+        refuse(instance, attribute, value, "the path of a plan, a .json file")
+
+
+def _plan(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is None:
+        return
+    from cachepolicies.planning._plan import Plan
+
+    if not isinstance(value, Plan):
+        refuse(instance, attribute, value, "a plan, as cachepolicies.planning.plan returns it")
+
+
+@frozen
+class Planned:
+    """The tolerance over t that a plan carries.
+
+    On the mean of the calibration runs it gives the plan's own refreshes; a sample that moves faster or slower is
+    refreshed sooner or later than planned. It is a function of t: a run with other timesteps than the plan's reads it
+    in between, and has another number of evaluations.
+
+    Attributes:
+        path: file of the plan; read once, when the schedule is made.
+        plan: the plan itself, instead of a path.
+
+    Raises:
+        PlanError: the file cannot be read or is not a valid plan.
+        SettingsError: not exactly one of both is given, or the plan has no curve.
+    """
+
+    name: ClassVar[str] = "plan"
+
+    path: str | Path | None = field(default=None, validator=_path)
+    plan: Plan | None = field(default=None, validator=_plan, repr=False)
+    _read: Plan = field(init=False, repr=False, eq=False)
+    _curve: ToleranceCurve = field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.path is None) == (self.plan is None):
+            raise SettingsError("Planned: give either path, the file of a plan, or plan, the plan itself")
+        read = self.plan if self.plan is not None else _load(self.path)
+        if read.tolerance is None:
+            raise SettingsError(
+                f"this plan has no tolerance curve: {read.no_tolerance}. Its refreshes can still be followed with "
+                "the policy 'schedule'"
+            )
+        object.__setattr__(self, "_read", read)
+        object.__setattr__(self, "_curve", read.tolerance)
+
+    @property
+    def curve(self) -> ToleranceCurve:
+        """eps(t)."""
+        return self._curve
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing: the curve is in the plan, and is read by t."""
+        return Needs()
+
+    @property
+    def max_reuse(self) -> int | None:
+        """The plan's own limit."""
+        return self._read.max_reuse
+
+    def check(self, setup: Setup) -> None:
+        """Check that the plan was made for this model class and this substitute.
+
+        Raises:
+            SettingsError: it was made for others.
+        """
+        check_planned_for(self._read, setup, "Planned")
+
+    def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
+        """Return the curve as a function of the step."""
+        curve = self._curve
+
+        def tolerance(step: Step) -> float:
+            return curve.at(step.t)
+
+        return tolerance
+
+
+def _load(path: str | Path | None) -> Plan:
+    from cachepolicies.planning.io import read_plan
+
+    assert path is not None
+    return read_plan(path)

@@ -1,0 +1,88 @@
+"""Plans on the trained models: repeated on the calibration runs, within budget and better on other samples."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from cachepolicies import CachedDenoiser, load_profile, plan, row_rms, sample
+from cachepolicies._assembly import make_substitute
+from cachepolicies.planning import Plan
+from cachepolicies.planning.simulate import simulate
+from cachepolicies.policies import Schedule, SenCache
+from cachepolicies.reference.workloads import image_dit, video_dit
+from cachepolicies.scores import score_of
+from cachepolicies.scores.displacement import Displacement
+
+WORKLOADS = {"video-dit": video_dit, "image-dit": image_dit}
+HELD_OUT = range(4)
+"""Seeds; the calibration's begin at 1000."""
+
+
+@functools.cache
+def workload(model: str):
+    return WORKLOADS[model]()
+
+
+@functools.cache
+def planned(model: str, budget: int, substitute: str = "hold", **options) -> Plan:
+    return plan(load_profile(model), budget, substitute=substitute, **options)
+
+
+def sampled(model: str, seeds, policy=None, steps: int = 50, **options):
+    w = workload(model)
+    inputs = w.draw(seeds)
+    denoiser = w.denoiser if policy is None else CachedDenoiser(w.denoiser, policy, scheduler=w.scheduler, **options)
+    with torch.no_grad():
+        return sample(denoiser, w.scheduler, inputs.noise, *inputs.args, num_steps=steps), denoiser
+
+
+@pytest.mark.parametrize("substitute", ["hold", "linear", "linear:time=path", "quadratic"])
+@pytest.mark.parametrize("budget", [10, 13, 17, 25, 31])
+def test_the_planned_tolerance_repeats_the_plan_on_the_mean_of_the_calibration_runs(budget, substitute):
+    for model in WORKLOADS:
+        made, profile = planned(model, budget, substitute), load_profile(model)
+        assert made.tolerance is not None, made.no_tolerance
+        ready = (
+            make_substitute(substitute).on(workload(model).scheduler, profile)
+            if substitute != "hold"
+            else (make_substitute(substitute))
+        )
+        score = score_of("substitute", profile, ready)
+        displacement = Displacement(profile).table(profile.timesteps).mean(axis=2)
+        tolerance = [made.tolerance.at(t) for t in profile.timesteps]
+        assert simulate(score, tolerance, profile.timesteps, displacement) == made.refreshes
+        assert len(made.refreshes) <= budget
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "substitute"),
+    [("video-dit", 25, "hold"), ("image-dit", 25, "hold"), ("image-dit", 17, "hold"), ("image-dit", 13, "hold")],
+)
+def test_on_other_samples_the_planned_tolerance_takes_the_budget(model, budget, substitute):
+    policy = SenCache(epsilon=planned(model, budget, substitute))
+    _, denoiser = sampled(model, HELD_OUT, policy, profile=model, substitute=substitute)
+    assert abs(denoiser.nfe - budget) <= 1
+
+
+@pytest.mark.parametrize(("model", "samples"), [("video-dit", 2), ("image-dit", 8)])
+def test_planned_extrapolation_beats_fewer_steps_and_even_spacing(model, samples):
+    """17 evaluations of 50 on samples that the calibration did not see; on the video model holding does, too."""
+    seeds = range(100, 100 + samples)
+    reference, _ = sampled(model, seeds)
+
+    def error(policy, substitute="hold", steps=50):
+        options = {} if policy is None else {"substitute": substitute}
+        found, denoiser = sampled(model, seeds, policy, steps, **options)
+        assert policy is None or denoiser.nfe == 17
+        return row_rms(found - reference).mean().item()
+
+    hold = error(Schedule(plan=planned(model, 17)))
+    linear = error(Schedule(plan=planned(model, 17, "linear")), "linear")
+    even = error("uniform:evaluations=17", "linear")
+    fewer = error(None, steps=17)
+    assert linear < min(hold, even, fewer)
+    if model == "video-dit":
+        assert hold < 0.5 * fewer

@@ -1,0 +1,470 @@
+"""Planning: both solvers against each other and against all plans, the limits, the errors, and bad input."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from itertools import pairwise
+from typing import ClassVar
+
+import attrs
+import numpy as np
+import pytest
+from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+
+from cachepolicies._errors import NeedsError, PolicyError, ProfileError, SettingsError
+from cachepolicies.planning import (
+    Objective,
+    PlanningProblem,
+    Sum,
+    measured_errors,
+    plan,
+    predicted_errors,
+    table_from_dense,
+    trade_off,
+)
+from cachepolicies.planning import planner as planner_module
+from cachepolicies.planning.milp import solve
+from cachepolicies.planning.problem import existing, table_shape, weighted
+from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerInfo
+from cachepolicies.schedulers.flow_euler import FlowEuler
+from cachepolicies.substitutes import Hold, Linear, Quadratic
+from conftest import SHAPE
+
+OBJECTIVES = ("sum", "max", "lexicographic")
+
+
+def value(problem, refreshes, objective):
+    errors = weighted(problem, refreshes)
+    return {"sum": (errors.sum(),), "max": (errors.max(),), "lexicographic": (errors.max(), errors.sum())}[objective]
+
+
+def every_plan(problem):
+    steps = problem.num_steps
+    for count in range(steps):
+        for chosen in itertools.combinations(range(1, steps), count):
+            refreshes = (0, *chosen)
+            longest = max(b - a - 1 for a, b in pairwise((*refreshes, steps)))
+            if longest <= problem.longest and set(problem.fixed) <= set(refreshes):
+                yield refreshes
+
+
+def same(one, other):
+    return np.allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+@st.composite
+def problems(draw, largest=12, orders=(0, 1)):
+    steps, order = draw(st.integers(1, largest)), draw(st.sampled_from(orders))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if draw(st.booleans()):  # like a trajectory: errors grow with the distance
+        k, r = np.ogrid[:steps, :steps]
+        growth = np.abs(k - r).astype(float) ** draw(st.sampled_from([0.5, 1.0, 2.0]))
+        dense = [growth.T * rng.uniform(0.5, 1.5, (steps,) * (j + 2)) for j in range(order + 1)]
+    else:  # whole numbers make ties
+        dense = [rng.integers(0, 4, (steps,) * (j + 2)).astype(float) for j in range(order + 1)]
+    weights = rng.uniform(0, 3, steps) * (rng.random(steps) < 0.8)
+    max_reuse = draw(st.none() | st.integers(0, steps + 1))
+    always = tuple(draw(st.lists(st.integers(-steps, steps - 1), max_size=2)))
+    return PlanningProblem(weights, table_from_dense(dense, max_reuse), max_reuse, always)
+
+
+# ------------------------------------------------------------------------------------------------ optimality
+
+
+@settings(max_examples=200)
+@given(problem=problems(largest=11), objective=st.sampled_from(OBJECTIVES), share=st.floats(0, 1))
+def test_both_solvers_agree(problem, objective, share):
+    budget = problem.fewest + round(share * (problem.num_steps - problem.fewest))
+    found = solve(problem, budget, objective)
+    best = next(s for s in trade_off(problem, objective) if s.budget == budget)
+    assert same(value(problem, found.refreshes, objective), value(problem, best.refreshes, objective))
+    assert same(found.predicted, best.predicted)
+    assert len(found.refreshes) <= budget
+
+
+@settings(max_examples=60)
+@given(problem=problems(largest=9, orders=(0, 1, 2)), objective=st.sampled_from(OBJECTIVES))
+def test_nothing_is_better_than_the_shortest_path(problem, objective):
+    plans = [(len(refreshes), value(problem, refreshes, objective)) for refreshes in every_plan(problem)]
+    curve = trade_off(problem, objective)
+    assert [s.budget for s in curve] == list(range(problem.fewest, problem.num_steps + 1))
+    assert min(count for count, _ in plans) == problem.fewest
+    for solution in curve:
+        best = min(cost for count, cost in plans if count <= solution.budget)
+        assert same(value(problem, solution.refreshes, objective), best)
+        assert same(solution.predicted, best[0])
+
+
+@settings(max_examples=10)
+@given(problem=problems(largest=10), objective=st.sampled_from(OBJECTIVES), share=st.floats(0, 1))
+def test_nothing_is_better_than_the_integer_programme(problem, objective, share):
+    budget = problem.fewest + round(share * (problem.num_steps - problem.fewest))
+    best = min(value(problem, r, objective) for r in every_plan(problem) if len(r) <= budget)
+    assert same(value(problem, solve(problem, budget, objective).refreshes, objective), best)
+
+
+@settings(max_examples=60)
+@given(problem=problems(largest=30, orders=(0, 1, 2)), objective=st.sampled_from(OBJECTIVES))
+def test_limits_are_kept_and_a_larger_budget_is_never_worse(problem, objective):
+    curve = trade_off(problem, objective)
+    for solution in curve:
+        refreshes = solution.refreshes
+        assert refreshes[0] == 0
+        assert len(refreshes) <= solution.budget
+        assert set(problem.fixed) <= set(refreshes)
+        assert max(b - a - 1 for a, b in pairwise((*refreshes, problem.num_steps))) <= problem.longest
+    assert all(after.predicted <= before.predicted for before, after in pairwise(curve))
+    assert curve[-1].predicted == 0
+
+
+def test_the_sum_is_what_scipy_finds_on_the_layered_graph():
+    steps = 30
+    rng = np.random.default_rng(3)
+    dense = np.abs(np.subtract.outer(np.arange(steps), np.arange(steps))) * rng.uniform(0.5, 1.5, (steps, steps))
+    problem = PlanningProblem(rng.uniform(0, 2, steps), table_from_dense([dense]))
+    tails, heads, costs = [], [], []
+    for layer, r in itertools.product(range(steps), range(steps)):
+        for s in range(r + 1, steps + 1):
+            tails.append(layer * (steps + 1) + r)
+            heads.append((layer + 1) * (steps + 1) + s)
+            # an edge without reuses costs 0, which a sparse graph would take for no edge: each costs 1 more
+            costs.append(1 + (problem.weights[r + 1 : s] * dense[r, r + 1 : s]).sum())
+    graph = csr_array((costs, (tails, heads)), shape=((steps + 1) ** 2,) * 2)
+    distances = dijkstra(graph, indices=0).reshape(steps + 1, steps + 1)[:, steps]
+    exact = distances[1:] - np.arange(1, steps + 1)
+    assert np.allclose([s.predicted for s in trade_off(problem)], np.minimum.accumulate(exact), atol=1e-9)
+
+
+@frozen
+class SortedCosts:
+    """Edge costs, the largest first: an objective of somebody else."""
+
+    name: ClassVar[str] = "sorted"
+    bottleneck: bool = False
+
+    def start(self, refreshes):
+        return np.zeros(refreshes)
+
+    def edges(self, errors):
+        return Sum().edges(errors)
+
+    def join(self, paths, edges):
+        shape = np.broadcast_shapes(paths.shape[:-1], edges.shape[:-1])
+        paths, edges = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in (paths, edges))
+        return -np.sort(-np.concatenate([paths, edges], axis=-1), axis=-1)[..., :-1]
+
+    def cost(self, value):
+        return float(value[0])
+
+
+@settings(max_examples=25)
+@given(problem=problems(largest=8))
+def test_an_objective_from_outside_is_minimised(problem):
+    assert isinstance(SortedCosts(), Objective)
+
+    def costs(refreshes):
+        errors = weighted(problem, refreshes)
+        ends = (*refreshes, problem.num_steps)
+        found = sorted((errors[a:b].sum() for a, b in pairwise(ends)), reverse=True)
+        return [*found, *[0.0] * (problem.num_steps - len(found))]
+
+    for solution in trade_off(problem, SortedCosts()):
+        best = min(costs(r) for r in every_plan(problem) if len(r) <= solution.budget)
+        assert same(costs(solution.refreshes), best)
+
+
+def test_an_objective_that_breaks_its_contract_is_named():
+    problem = PlanningProblem(np.ones(4), table_from_dense([np.ones((4, 4))]))
+
+    @frozen
+    class Flat(SortedCosts):
+        def edges(self, errors):
+            return np.zeros(3)
+
+    with pytest.raises(SettingsError, match=r"objective 'sorted': edges returned the shape \(3,\)"):
+        trade_off(problem, Flat())
+    with pytest.raises(SettingsError, match=r"objective is .* give sum, max, lexicographic, or an object"):
+        trade_off(problem, object())
+    with pytest.raises(SettingsError, match="minimises sum, max, lexicographic, not 'sorted'; use method"):
+        solve(problem, 2, SortedCosts())
+
+
+@pytest.mark.parametrize(
+    ("steps", "order", "max_reuse", "limit"), [(50, 0, None, 1), (50, 1, None, 1), (50, 2, None, 1), (250, 0, None, 30)]
+)
+def test_speed(steps, order, max_reuse, limit):
+    shape = table_shape(steps, order, max_reuse)
+    entries = np.nonzero(existing(shape))
+    table = np.full(shape, np.inf)
+    table[entries] = (2 + np.sin(entries[0])) * (entries[1] + 1.0) ** (order + 1)
+    problem = PlanningProblem(np.linspace(3, 0.1, steps), table, max_reuse)
+    start = time.process_time()
+    assert len(trade_off(problem)) == steps
+    assert time.process_time() - start < limit
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def outputs(steps=9, samples=3, numel=40, seed=0):
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.normal(size=(steps, samples, numel)), axis=0)
+
+
+def rms(values):
+    return np.sqrt((values**2).mean(axis=-1))
+
+
+def profile_of(y, dtype=np.float64, weight=True, **changes):
+    """A profile of made-up outputs; the latent moves as the output does."""
+    steps, samples = y.shape[:2]
+    scheduler = FlowEuler()
+    ts = scheduler.timesteps(steps)
+    table = rms(y[:, None] - y[None]).astype(dtype)
+    constant = np.ones((steps, samples))
+    curves = {"alpha_x": Curve(ts, 0.5 * constant), "alpha_t": Curve(ts, 1e-3 * constant)}
+    if weight:
+        curves["weight"] = Curve(ts, np.linspace(2, 0.5, steps)[:, None] * constant)
+    fields = {
+        "name": "made-up",
+        "model": ModelInfo(class_name="Counted"),
+        "prediction_type": "velocity",
+        "latent_shape": SHAPE,
+        "scheduler": SchedulerInfo(scheduler.name, scheduler.family, scheduler.config),
+        "timesteps": ts,
+        "final_t": 0.0,
+        "samples": samples,
+        "curves": curves,
+        "tables": {"change": table, "displacement": table},
+    }
+    return Profile(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("substitute", [Hold(), Linear(time="t"), Quadratic(time="t")])
+@pytest.mark.parametrize("max_reuse", [None, 3])
+def test_measured_errors_are_those_of_the_vectors(substitute, max_reuse):
+    y = outputs()
+    profile = profile_of(y)
+    steps, ts = len(y), profile.timesteps
+    table = measured_errors(profile, substitute, max_reuse)
+    problem = PlanningProblem(np.ones(steps), table, max_reuse)
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        refreshes = tuple(sorted({0, *rng.choice(steps, size=rng.integers(1, 6)).tolist()}))
+        if max(b - a - 1 for a, b in pairwise((*refreshes, steps))) > problem.longest:
+            continue
+        found = problem.errors_of(refreshes)
+        for k in range(steps):
+            if k in refreshes:
+                assert found[k] == 0
+                continue
+            past = [r for r in refreshes if r < k][::-1][: substitute.order + 1]
+            weights = substitute.coefficients(ts[k], [ts[r] for r in past])
+            stand_in = sum(c * y[r] for c, r in zip(weights, past, strict=True))
+            assert found[k] == pytest.approx(rms(y[k] - stand_in).mean(), rel=1e-9)
+
+
+def test_float32_tables_are_good_enough():
+    exact, rounded = (measured_errors(profile_of(outputs(), dtype), Quadratic(time="t")) for dtype in (float, "f4"))
+    there = existing(exact.shape)
+    assert np.allclose(rounded[there], exact[there], rtol=1e-4, atol=1e-3)
+
+
+def test_predicted_errors_are_the_score_of_the_mean_displacement():
+    profile = profile_of(outputs())
+    steps, ts = profile.num_steps, profile.timesteps
+    moved = profile.tables["displacement"].mean(axis=2)
+    made = plan(profile, 4, errors="predicted", weights="uniform")
+    last = 0
+    for k in range(steps):
+        last = k if k in made.refreshes else last
+        expected = 0.5 * moved[last, k] + 1e-3 * abs(ts[k] - ts[last])
+        assert made.step_errors[k] == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(SettingsError, match=r"displacement has shape \(2, 2\), expected \(9, 9\)"):
+        predicted_errors(None, ts, moved[:2, :2])
+
+
+@frozen
+class Doubling(Hold):
+    def coefficients(self, t, refreshes):
+        return (2.0,)
+
+
+@frozen
+class Spare(Hold):
+    def coefficients(self, t, refreshes):
+        return (0.5, 0.5)
+
+
+def test_coefficients_that_break_the_contract_are_refused():
+    profile = profile_of(outputs())
+    with pytest.raises(PolicyError, match=r"coefficients \[2.0\] at t = .* sum to 1; plan with errors='predicted'"):
+        measured_errors(profile, Doubling())
+    with pytest.raises(PolicyError, match="has 2 coefficients for 1 refreshes"):
+        measured_errors(profile, Spare())
+
+
+# ------------------------------------------------------------------------------------------------ plan()
+
+
+@pytest.mark.parametrize("substitute", ["hold", "linear", "quadratic"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_plan_says_what_it_does(substitute, objective):
+    profile = profile_of(outputs())
+    made = plan(profile, 5, substitute=substitute, objective=objective, always=(-1,), max_reuse=4)
+    assert made.source.profile == "made-up"
+    assert made.timesteps == profile.timesteps
+    assert made.substitute == substitute
+    assert made.always == (0, 8)
+    assert {0, 8} <= set(made.refreshes)
+    assert made.evaluations <= made.budget == 5
+    assert made.weights == tuple(profile.curves["weight"].mean())
+    assert made.predicted == pytest.approx(made.total if objective == "sum" else made.largest)
+    assert made.at_budget(5).refreshes == made.refreshes
+    by_milp = plan(profile, 5, substitute=substitute, objective=objective, always=(-1,), max_reuse=4, method="milp")
+    assert same(by_milp.predicted, made.predicted)
+    assert [point.budget for point in by_milp.curve] == [5]
+
+
+@pytest.mark.parametrize("method", ["shortest-path", "milp"])
+def test_a_target_takes_the_smallest_budget(method):
+    profile = profile_of(outputs())
+    curve = plan(profile, 1).curve
+    for wanted in (0.0, 0.9 * curve[3].predicted, curve[4].predicted * (1 + 1e-9), 2 * curve[0].predicted):
+        made = plan(profile, target=wanted, method=method)
+        assert made.budget == min(point.budget for point in curve if point.predicted <= wanted)
+        assert made.target == wanted
+
+
+def test_the_tolerance_repeats_the_plan():
+    from cachepolicies.planning.simulate import simulate
+    from cachepolicies.scores import score_of
+
+    profile = profile_of(outputs(30))
+    followed = 0
+    for budget in (8, 12, 15, 20):
+        made = plan(profile, budget)
+        if made.tolerance is None:
+            assert made.no_tolerance
+            continue
+        followed += 1
+        epsilon = [made.tolerance.at(t) for t in made.timesteps]
+        score = score_of("substitute", profile, Hold())
+        moved = profile.tables["displacement"].mean(axis=2)
+        assert simulate(score, epsilon, made.timesteps, moved, None) == made.refreshes
+    assert followed
+
+
+def test_a_plan_without_a_tolerance_says_why():
+    profile = profile_of(outputs())
+    bare = attrs.evolve(profile, tables={"change": profile.tables["change"]})
+    made = plan(bare, 4)
+    assert made.tolerance is None
+    assert "'displacement'" in made.no_tolerance
+
+
+def test_other_steps_than_the_calibrated_ones():
+    profile = profile_of(outputs(12))
+    made = plan(profile, 5, num_steps=20, errors="predicted", max_reuse=8)
+    assert made.num_steps == 20
+    assert made.timesteps == FlowEuler().timesteps(20)
+    assert len(made.refreshes) <= 5
+    assert len(made.curve) == 20 - 3 + 1
+    with pytest.raises(SettingsError, match="12 timesteps of profile 'made-up' only, and the run has 20 others"):
+        plan(profile, 5, num_steps=20)
+    with pytest.raises(SettingsError, match="use errors='predicted'"):
+        plan(profile, 5, scheduler="flow-euler:shift=3")
+
+
+def test_a_substitute_object_is_recorded_as_a_spec():
+    made = plan(profile_of(outputs()), 4, substitute=Linear(time="sigma", guard=3.0))
+    assert made.substitute in ("linear:time='sigma',guard=3.0", "linear:guard=3.0,time='sigma'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 0}, "budget is 0, expected from 1 to the number of steps, 9"),
+        ({"budget": 10}, "budget is 10, expected from 1 to the number of steps, 9"),
+        ({"budget": 2.5}, r"budget is 2.5 \(float\), expected a number of evaluations"),
+        ({"budget": True}, "budget is True"),
+        ({}, "give either budget or target, got budget=None and target=None"),
+        ({"budget": 3, "target": 0.1}, "give either budget or target"),
+        ({"target": -0.1}, "target is -0.1, expected a predicted error"),
+        ({"target": float("nan")}, "target is nan"),
+        ({"budget": 2, "max_reuse": 3}, "budget 2 and max_reuse 3 on 9 steps clash: at least 3 refreshes"),
+        ({"budget": 3, "always": (2, 3, 4)}, r"budget 3 and 3 always steps \(2, 3, 4\) clash: .*at least 4 refreshes"),
+        ({"budget": 2, "always": (0, 2, -1)}, r"budget 2 and 3 always steps \(0, 2, -1\) clash: at least 3 refreshes"),
+        ({"budget": 3, "always": (2, 4), "max_reuse": 3}, r"max_reuse 3 and always \(2, 4\) .*clash, .*at least 4"),
+        ({"budget": 5, "max_reuse": -1}, "max_reuse must be an integer >= 0, or None, got -1"),
+        ({"budget": 5, "max_reuse": 1.5}, "max_reuse must be an integer >= 0, or None, got 1.5"),
+        ({"budget": 5, "always": (9,)}, "always has 9, expected steps from 0 to 8, or from -1 back to -9"),
+        ({"budget": 5, "always": (1.0,)}, "always has 1.0"),
+        ({"budget": 5, "always": 3}, "always is 3, expected steps"),
+        ({"budget": 5, "objective": "sums"}, "unknown objective 'sums': did you mean 'sum'"),
+        ({"budget": 5, "errors": "guessed"}, "unknown errors 'guessed'"),
+        ({"budget": 5, "method": "dijkstra"}, "unknown method 'dijkstra'"),
+        ({"budget": 5, "weights": "none"}, "unknown weights 'none'"),
+        ({"budget": 5, "scheduler": "karras-heun"}, "karras-heun|edm"),
+    ],
+)
+def test_bad_requests(arguments, message):
+    with pytest.raises((SettingsError, ProfileError), match=message):
+        plan(profile_of(outputs()), **arguments)
+
+
+def test_missing_numbers_are_named():
+    profile = profile_of(outputs())
+    without = attrs.evolve(profile, tables={})
+    with pytest.raises(NeedsError, match="measured errors need 'change', which profile 'made-up' does not have"):
+        plan(without, 4)
+    with pytest.raises(NeedsError, match="'displacement'"):
+        plan(without, 4, errors="predicted")
+    with pytest.raises(NeedsError, match="measured weights need the curve 'weight'"):
+        plan(profile_of(outputs(), weight=False), 4)
+    unknown = attrs.evolve(profile, scheduler=SchedulerInfo("nobodys", "flow"))
+    with pytest.raises(NeedsError, match="scheduler 'nobodys' of profile 'made-up' is not registered here; give"):
+        plan(unknown, 4)
+    assert plan(unknown, 4, scheduler=FlowEuler()).refreshes == plan(profile, 4).refreshes
+
+
+def test_two_evaluations_a_step_are_refused():
+    heun = attrs.evolve(profile_of(outputs()), scheduler=SchedulerInfo("karras-heun", "edm"))
+    with pytest.raises(SettingsError, match="'karras-heun' makes 2 evaluations a step"):
+        plan(heun, 4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_bad_weights_and_errors_are_named(bad, monkeypatch):
+    weights = np.ones(9)
+    weights[3] = bad
+    monkeypatch.setattr(planner_module, "step_weights", lambda *_: weights)
+    with pytest.raises(SettingsError, match=r"weights\[3\] is .*, expected a finite number >= 0"):
+        plan(profile_of(outputs()), 4)
+    dense = np.ones((4, 4))
+    dense[1, 3] = bad
+    with pytest.raises(SettingsError, match=r"errors\[1, 1\], the error at step 3 after a refresh at 1, is"):
+        PlanningProblem(np.ones(4), table_from_dense([dense]))
+
+
+def test_problems_of_the_wrong_shape():
+    with pytest.raises(SettingsError, match=r"weights has shape \(2, 2\)"):
+        PlanningProblem(np.ones((2, 2)), np.ones((2, 1)))
+    with pytest.raises(SettingsError, match=r"errors has shape \(4, 4\), expected \(4, 3\)"):
+        PlanningProblem(np.ones(4), np.ones((4, 4)))
+    with pytest.raises(SettingsError, match=r"errors\[1\] has shape \(3, 3\), expected \(3, 3, 3\)"):
+        table_from_dense([np.ones((3, 3)), np.ones((3, 3))])
+    with pytest.raises(SettingsError, match="exceed the range of floating-point numbers"):
+        PlanningProblem(np.full(4, 1e200), table_from_dense([np.full((4, 4), 1e200)]))
+    with pytest.raises(SettingsError, match=r"order 2 with no max_reuse .* more than the limit .*; give max_reuse=\d+"):
+        table_shape(100, 2, None)
+    problem = PlanningProblem(np.ones(6), table_from_dense([np.ones((6, 6))], 1), 1)
+    with pytest.raises(SettingsError, match="have 2 reuses in a row after step 0, more than max_reuse 1"):
+        problem.errors_of((0, 3, 5))
+    with pytest.raises(SettingsError, match=r"refreshes are \(1, 2\), expected increasing steps"):
+        problem.errors_of((1, 2))
