@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench train clean
+.PHONY: help demo test lint docs bench study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint   ruff check, ruff format --check, mypy --strict"
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
+	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
 	@echo "make train  train the reference models again (tens of minutes; replaces the committed weights)"
 	@echo "make clean  remove what the other targets wrote; keeps $(VENV) and training/runs"
 
@@ -29,7 +30,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m cachepolicies.reference.demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -43,12 +44,15 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/inplace.py
 
+study: $(INSTALLED)
+	$(BIN)/python bench/study
+
 train: $(INSTALLED)
 	$(BIN)/python training/train_classifier.py
 	$(BIN)/python training/train_video_dit.py
 	$(BIN)/python training/train_image_dit.py
-	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:video_dit --out profiles/video-dit.json
-	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:image_dit --out profiles/image-dit.json
+	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:video_dit --weights every --out profiles/video-dit.json
+	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:image_dit --weights every --out profiles/image-dit.json
 	$(BIN)/python training/evaluate.py
 
 clean:
