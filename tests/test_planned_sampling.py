@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 
 import pytest
 import torch
 
-from cachepolicies import CachedDenoiser, load_profile, plan, row_rms, sample
+from cachepolicies import CachedDenoiser, SettingsError, load_profile, plan, row_rms, sample
 from cachepolicies._assembly import make_substitute
 from cachepolicies.planning import Plan
 from cachepolicies.planning.simulate import simulate
@@ -59,7 +60,14 @@ def test_the_planned_tolerance_repeats_the_plan_on_the_mean_of_the_calibration_r
 
 @pytest.mark.parametrize(
     ("model", "budget", "substitute"),
-    [("video-dit", 25, "hold"), ("image-dit", 25, "hold"), ("image-dit", 17, "hold"), ("image-dit", 13, "hold")],
+    [
+        ("video-dit", 25, "hold"),
+        ("image-dit", 25, "hold"),
+        ("image-dit", 17, "hold"),
+        ("image-dit", 13, "hold"),
+        ("image-dit", 17, "linear:time=path"),
+        ("video-dit", 17, "linear:time=path"),
+    ],
 )
 def test_on_other_samples_the_planned_tolerance_takes_the_budget(model, budget, substitute):
     policy = SenCache(epsilon=planned(model, budget, substitute))
@@ -86,3 +94,29 @@ def test_planned_extrapolation_beats_fewer_steps_and_even_spacing(model, samples
     assert linear < min(hold, even, fewer)
     if model == "video-dit":
         assert hold < 0.5 * fewer
+
+
+@pytest.mark.parametrize(("substitute", "score"), [("hold", "correlated"), ("linear", "bound")])
+def test_a_plans_tolerance_is_refused_with_another_score(substitute, score):
+    policy = SenCache(epsilon=planned("image-dit", 17, substitute), score=score)
+    with pytest.raises(SettingsError, match=r"fitted to the score '(bound|extrapolation)'.*compares it with"):
+        sampled("image-dit", range(1), policy, profile="image-dit", substitute=substitute)
+
+
+def test_a_plan_for_another_scheduler_says_where_its_weights_are_from():
+    profile = load_profile("video-dit")
+    other = plan(profile, 20, errors="predicted", scheduler="flow-euler:shift=3")
+    assert "the weights were measured with the scheduler flow-euler" in other.notes
+    assert not planned("video-dit", 25).notes
+
+
+def test_a_monotone_tolerance_is_monotone_or_the_plan_says_why_there_is_none():
+    made = plan(load_profile("video-dit"), 17, shape="monotone")
+    assert (made.tolerance is None) != (made.no_tolerance is None)
+    even = plan(load_profile("image-dit"), 25, shape="monotone", weights="uniform", max_reuse=1)
+    for found in (made, even):
+        if found.tolerance is not None:
+            steps = [b - a for a, b in pairwise(found.tolerance.epsilon)]
+            assert all(s >= -1e-12 for s in steps) or all(s <= 1e-12 for s in steps)
+        else:
+            assert "monotone" in found.no_tolerance

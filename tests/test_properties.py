@@ -329,10 +329,8 @@ RATIOS = {"ratios": (1.0, *[0.98] * 49)}
 """For a model that none were measured on."""
 
 
-def settings_of(policy: str, substitute: str, network: bool) -> dict:
+def settings_of(policy: str, network: bool) -> dict:
     more = dict(RATIOS) if policy == "magcache" and not network else {}
-    if policy == "sencache" and substitute == "hermite":
-        more["score"] = "bound"  # its errors cannot be calibrated; the message says so
     return POLICIES[policy] | more
 
 
@@ -415,7 +413,7 @@ def made(name: str, policy: str, substitute: str):
     """The policy of a pair, set up once: the score of an extrapolation is fitted to the profile's tables."""
     s = subject(name)
     network = network_of(s.model) is not None
-    inner = load_plugins().policies.create(policy, **settings_of(policy, substitute, network))
+    inner = load_plugins().policies.create(policy, **settings_of(policy, network))
     return wrapped(name, inner, substitute).policy
 
 

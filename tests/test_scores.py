@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cachepolicies._errors import InputError, NeedsError, PolicyError, SettingsError
 from cachepolicies.profiles import Curve, ModelInfo, Profile, SchedulerInfo, load_profile
-from cachepolicies.scores import Bound, Correlated, Displacement, Extrapolated, Score, score_of
+from cachepolicies.scores import Bound, Correlated, Displacement, Extrapolated, Score, score_name, score_of
 from cachepolicies.scores.growth import combination_rms, measure
 from cachepolicies.substitutes.hold import Hold
 from cachepolicies.substitutes.linear import Linear
@@ -266,7 +266,10 @@ def test_score_of_picks_by_order(shipped):
     assert isinstance(score_of("substitute", shipped, Foreign()), Bound)
     assert isinstance(score_of("substitute", shipped, Linear()), Extrapolated)
     assert isinstance(score_of("bound", shipped, Linear()), Bound)
-    correlated = score_of("correlated", with_rho(trajectory_profile(), 0.5), Linear(), "nearest")
+    correlated = score_of("correlated", with_rho(trajectory_profile(), 0.5), Hold(), "nearest")
+    with pytest.raises(SettingsError, match="not that of the extrapolation 'linear'"):
+        score_of("correlated", with_rho(trajectory_profile(), 0.5), Linear())
+    assert [score_name(s) for s in (Hold(), Foreign(), Linear())] == ["bound", "bound", "extrapolation"]
     assert isinstance(correlated, Correlated)
     assert correlated.interpolation == "nearest"
     for score in (Bound(shipped), correlated, Extrapolated(shipped, Linear())):

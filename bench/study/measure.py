@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import math
 import os
 import time
 import warnings
@@ -25,6 +26,7 @@ from cachepolicies.comparison.metrics import psnr, ssim
 
 COLUMNS = ("configuration", "method", "substitute", "budget", "seed", "nfe", "psnr", "ssim", "setting")
 CALIBRATION_SEEDS = range(1000, 1008)
+UNREACHABLE = "no setting within one evaluation of the budget"
 WEIGHTS = 10
 """Steps of which the weight is measured, about; the rest is interpolated."""
 
@@ -135,6 +137,7 @@ def measure(study: Study, job: Job) -> str:
             chosen = candidate(row, profile, workload.scheduler)
             if chosen is None:
                 unreachable += 1
+                _append(path, configuration, row, [None], [(math.nan, math.nan, math.nan)], UNREACHABLE)
                 continue
             latents, nfe = _sampled(workload if row.at_blocks else remembering, chosen, batch)
             pictures = workload.pictures(latents)
@@ -150,15 +153,19 @@ def measure(study: Study, job: Job) -> str:
 
 
 def finished(path: Path, samples: int) -> set[Row]:
-    """Return the rows that a file holds in full."""
+    """Return the rows that a file holds in full, and those that have no setting for their budget."""
     if not path.exists():
         return set()
-    counts: dict[Row, int] = {}
+    seeds: dict[Row, set[str]] = {}
+    unreachable = set()
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             row = Row(line["method"], line["substitute"], int(line["budget"]))
-            counts[row] = counts.get(row, 0) + 1
-    return {row for row, count in counts.items() if count >= samples}
+            if line["setting"] == UNREACHABLE:
+                unreachable.add(row)
+            else:
+                seeds.setdefault(row, set()).add(line["seed"])
+    return unreachable | {row for row, seen in seeds.items() if len(seen) >= samples}
 
 
 def _sampled(workload: Workload, chosen: Candidate, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
@@ -170,8 +177,8 @@ def _append(
     path: Path,
     configuration: Configuration,
     row: Row,
-    seeds: Sequence[int],
-    values: Sequence[tuple[int, float, float]],
+    seeds: Sequence[int | None],
+    values: Sequence[tuple[float, float, float]],
     setting: str,
 ) -> None:
     with path.open("a", newline="") as file:

@@ -85,9 +85,12 @@ def _table(own: pd.DataFrame, budgets: list[int]) -> str:
         for budget in budgets:
             key = (method, substitute, budget)
             if key not in cells.index:
-                texts.append("n/a")
+                texts.append("-")
                 continue
             cell = cells.loc[key]
+            if cell.psnr != cell.psnr:
+                texts.append("n/a")
+                continue
             mean = f"{cell.psnr:.1f}"
             mean = f"**{mean}**" if cell.psnr == best[budget] else mean
             texts.append(f"{mean} ± {cell.psnr_std:.1f}, {cell.psnr_worst:.1f}, {cell.gain:+.1f}; {cell.nfe:.1f}")
@@ -113,7 +116,7 @@ def _page(sections: list[str], present: list[Configuration]) -> str:
         "from *fewer steps* of the same solver (all in dB, against the uncached sample of the same seed); after the "
         "semicolon, the evaluations a sample that were really taken. The best mean of a column is bold. `n/a`: the "
         "rule has no setting within one evaluation of this budget (the strict or protected first fifth alone takes "
-        "more), the plan has no tolerance that repeats it, or the budget is not below the number of steps.\n\n"
+        "more), or the plan has no tolerance that repeats it. `-`: not measured.\n\n"
         "Settings are found on the calibration runs alone (seeds from 1000, eight of them); the samples have seeds "
         "from 0. SenCache with a constant tolerance is the paper's: 0.01 in the first fifth. TeaCache and MagCache are "
         "cut at the block stack, as their authors do, all others at the denoiser's output. `linear` extrapolates in "

@@ -57,6 +57,7 @@ def assemble(
     engine_settings: Callable[[Adapter | None], EngineSettings],
     notes: Callable[[RunInfo], Sequence[str]],
     scheduler: Callable[[], Scheduler | None],
+    or_of_profile: bool = True,
 ) -> Assembly:
     """Check and build everything.
 
@@ -70,7 +71,8 @@ def assemble(
         adapter: instead of the one registered for the model's class.
         engine_settings: given the adapter, returns how the engine treats batches and branches.
         notes: what to note in the trace when a run begins.
-        scheduler: returns the scheduler in use, or ``None`` to take the profile's; asked only where it is wanted.
+        scheduler: returns the scheduler in use, or ``None`` if it is not known; asked only where it is wanted.
+        or_of_profile: whether the profile's is taken where it is not known. Not if there is one of another kind.
 
     Raises:
         UnknownNameError, SettingsError, NeedsError, PolicyError, ProfileError: see their messages.
@@ -79,7 +81,7 @@ def assemble(
     made = make_policy(policy, settings)
     if isinstance(made, TakesFromProfile):
         made = made.bind(loaded)
-    in_use = partial(_scheduler_in_use, scheduler, loaded)
+    in_use = partial(_scheduler_in_use, scheduler, loaded if or_of_profile else None)
     stand_in = make_substitute(substitute)
     if isinstance(stand_in, InSchedulerTime):
         stand_in = make_substitute(stand_in.on(in_use(), loaded))

@@ -39,8 +39,7 @@ def check_planned_for(plan: Plan, setup: Setup, subject: str) -> None:
             f"{subject}: the plan was made for a {plan.source.model_class}, and profile {profile.name!r} is of a "
             f"{profile.model.class_name}; plan with the profile in use"
         )
-    planned = _substitute_of(plan, profile)
-    if not _same(planned, used, plan.timesteps):
+    if plan.substitute.partition(":")[0] != used.name or not _same(_substitute_of(plan, profile), used, plan.timesteps):
         raise SettingsError(
             f"{subject}: the plan was made for the substitute {plan.substitute!r}, and {used!r} is in use; give "
             f"substitute={plan.substitute!r} and the scheduler of the plan, or make a plan for the one in use"

@@ -35,6 +35,10 @@ def plan(
     num_steps: Annotated[
         int | None, typer.Option(help="Sampler steps, the calibrated ones by default; others with --errors predicted.")
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="Of the run, where it is not the profile's own.")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Of the tolerance over t: piecewise or monotone.")] = "piecewise",
     out: Annotated[Path | None, typer.Option(help="Write the plan into this .json file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw tolerance, weights and trade-off into this .png, .svg or .pdf.")
@@ -50,13 +54,19 @@ def plan(
 
     if out is not None and out.suffix != ".json":
         raise SettingsError(f"--out {out}: a plan is a .json file; save it as {out.name + '.json'!r}")
-    words: dict[str, Any] = {"errors": errors, "weights": weights, "method": method}  # checked where they are used
+    words: dict[str, Any] = {
+        "errors": errors,
+        "weights": weights,
+        "method": method,
+        "shape": shape,
+    }  # checked where they are used
     made = make(
         profile,
         budget,
         target=target,
         objective=objective,
         substitute=substitute,
+        scheduler=scheduler,
         max_reuse=max_reuse,
         always=tuple(always or ()),
         num_steps=num_steps,

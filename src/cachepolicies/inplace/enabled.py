@@ -304,6 +304,7 @@ def _bind(
         engine_settings=engine_settings,
         notes=notes,
         scheduler=lambda: None if clock is None else scheduler_of_pipeline(clock.scheduler()),
+        or_of_profile=clock is None or clock.scheduler() is None,
     )
     known = assembly.adapter
     signature = Signature.of(module, x_name, t_name, batched, None if known is None else known.rows)

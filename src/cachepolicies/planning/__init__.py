@@ -23,6 +23,7 @@ from cachepolicies.planning.shortest_path import trade_off as trade_off
 from cachepolicies.planning.summary import summarise_plan as summarise_plan
 from cachepolicies.planning.tolerance_curve import InfeasibleToleranceError as InfeasibleToleranceError
 from cachepolicies.planning.tolerance_curve import ToleranceCurve as ToleranceCurve
+from cachepolicies.planning.tolerance_curve import fit as fit
 from cachepolicies.planning.weights import WeightKind as WeightKind
 from cachepolicies.planning.weights import step_weights as step_weights
 
@@ -40,6 +41,7 @@ __all__ = [
     "Sum",
     "ToleranceCurve",
     "WeightKind",
+    "fit",
     "measured_errors",
     "plan",
     "plot_plan",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import math
 import platform
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,7 @@ from cachepolicies.planning._plan import Plan, PlanPoint, PlanSource
 from cachepolicies.planning.errors import as_extrapolation, displacement_of, measured_errors, predicted_errors
 from cachepolicies.planning.objectives import Objective, as_objective
 from cachepolicies.planning.problem import Floats, PlanningProblem, Solution
-from cachepolicies.planning.tolerance_curve import InfeasibleToleranceError, ToleranceCurve, fit
+from cachepolicies.planning.tolerance_curve import InfeasibleToleranceError, Shape, ToleranceCurve, fit
 from cachepolicies.planning.weights import WeightKind, step_weights
 from cachepolicies.profiles.schema import Profile, SchedulerInfo
 from cachepolicies.schedulers.base import Scheduler
@@ -52,6 +53,7 @@ def plan(
     method: Method = "shortest-path",
     num_steps: int | None = None,
     scheduler: object = None,
+    shape: Shape = "piecewise",
 ) -> Plan:
     """Choose the steps of a run to refresh, so that the error of the sample is as small as a budget allows.
 
@@ -77,6 +79,8 @@ def plan(
         num_steps: N, the profile's own if ``None``.
         scheduler: of the run to plan, whatever `as_scheduler` takes; the profile's own if ``None``.
 
+        shape: of the tolerance over t: ``"piecewise"`` linear, or ``"monotone"`` along the run.
+
     Returns:
         The plan. Its tolerance is `cachepolicies.planning.tolerance_curve.fit`'s with the substitute's score; where
         there is none, it says why.
@@ -98,6 +102,9 @@ def plan(
     _check_word("method", method, get_args(Method))
     _check_word("weights", weights, get_args(WeightKind))
     _check_aim(budget, target)
+    _check_word("shape", shape, get_args(Shape))
+    if not loaded.timesteps:
+        raise NeedsError(f"profile {loaded.name!r} has no timesteps to plan for; calibrate the model yourself")
     sampler = _scheduler(loaded, scheduler)
     timesteps = _timesteps(loaded, sampler, num_steps, given=scheduler is not None)
     named = make_substitute(substitute)
@@ -112,7 +119,7 @@ def plan(
         asked.check_budget(budget)  # before the errors, which take long
     problem = PlanningProblem(weighed, _errors(loaded, errors, used, timesteps, limit), limit, asked.always)
     best, curve = _solve(problem, made, method, budget, target)
-    tolerance, reason = _tolerance(loaded, used, timesteps, best, limit)
+    tolerance, reason = _tolerance(loaded, used, timesteps, best, limit, shape)
     return Plan(
         source=_source(loaded, sampler),
         timesteps=timesteps,
@@ -132,6 +139,7 @@ def plan(
         curve=tuple(PlanPoint(s.budget, s.predicted, s.refreshes) for s in curve),
         tolerance=tolerance,
         no_tolerance=reason,
+        notes=_carried_over(loaded, sampler, weights),
         versions=_versions(),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
@@ -179,8 +187,6 @@ def _scheduler(profile: Profile, given: object) -> Scheduler:
 
 def _timesteps(profile: Profile, scheduler: Scheduler, num_steps: int | None, *, given: bool) -> tuple[float, ...]:
     """Return t of the steps to plan."""
-    if not profile.timesteps:
-        raise NeedsError(f"profile {profile.name!r} has no timesteps to plan for; calibrate the model yourself")
     steps = plain(num_steps)
     if not given:
         if steps is None or steps == profile.num_steps:
@@ -264,14 +270,19 @@ def _solve(
 
 
 def _tolerance(
-    profile: Profile, substitute: Substitute, timesteps: tuple[float, ...], best: Solution, max_reuse: int | None
+    profile: Profile,
+    substitute: Substitute,
+    timesteps: tuple[float, ...],
+    best: Solution,
+    max_reuse: int | None,
+    shape: Shape,
 ) -> tuple[ToleranceCurve | None, str | None]:
     """Return the tolerance that repeats the plan, or why there is none."""
     from cachepolicies.scores import score_of
 
     try:
         score = score_of("substitute", profile, substitute)
-        return fit(timesteps, best.refreshes, score, displacement_of(profile, timesteps), max_reuse), None
+        return fit(timesteps, best.refreshes, score, displacement_of(profile, timesteps), max_reuse, shape), None
     except (NeedsError, InfeasibleToleranceError, ProfileError, PolicyError) as error:
         return None, str(error)
 
@@ -287,6 +298,27 @@ def _source(profile: Profile, scheduler: Scheduler) -> PlanSource:
         versions=profile.versions,
         created=profile.created,
     )
+
+
+def _carried_over(profile: Profile, scheduler: Scheduler, weights: str) -> str:
+    """Return what was measured under another scheduler than the one planned for, as a note."""
+    info = profile.scheduler
+    if (
+        info is None
+        or weights != "measured"
+        or (info.name, dict(info.config)) == (scheduler.name, _plain_config(scheduler))
+    ):
+        return ""
+    return (
+        f"the weights were measured with the scheduler {info.name}, settings {json.dumps(dict(info.config))}, not with "
+        "the one planned for"
+    )
+
+
+def _plain_config(scheduler: Scheduler) -> dict[str, Any]:
+    """Return a scheduler's settings as a profile records them."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(scheduler.config)))
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -57,7 +57,7 @@ def planned() -> list[Candidate]:
     """Return the rows that are solved for: a schedule and SenCache with eps(t), each with two substitutes."""
     profile = load_profile(PROFILE)
     rows = []
-    for substitute, suffix in (("hold", ""), (PATH, ", linear")):
+    for substitute, suffix in (("hold", ""), (PATH, ", linear along path")):
         schedule = Schedule(plan=plan(profile, BUDGET, substitute=substitute))
         for label, policy in (("schedule", schedule), ("SenCache, eps(t)", f"sencache:epsilon=optimal:nfe={BUDGET}")):
             rows.append(

@@ -18,7 +18,17 @@ ScoreKind: TypeAlias = Literal["substitute", "bound", "correlated"]
 
 SCORES: tuple[ScoreKind, ...] = ("substitute", "bound", "correlated")
 
-__all__ = ["SCORES", "Bound", "Correlated", "Displacement", "Extrapolated", "Score", "ScoreKind", "score_of"]
+__all__ = [
+    "SCORES",
+    "Bound",
+    "Correlated",
+    "Displacement",
+    "Extrapolated",
+    "Score",
+    "ScoreKind",
+    "score_name",
+    "score_of",
+]
 
 
 def score_of(
@@ -37,7 +47,7 @@ def score_of(
         interpolation: how curves are read between calibrated timesteps.
 
     Raises:
-        SettingsError: unknown kind or interpolation.
+        SettingsError: unknown kind or interpolation; ``"correlated"`` for a substitute that extrapolates.
         NeedsError: there is no profile, or it lacks what the score is made from.
         PolicyError: see `Extrapolated`.
     """
@@ -45,8 +55,20 @@ def score_of(
         raise SettingsError(f"unknown score {kind!r}: {nearest_match_hint(str(kind), SCORES)}")
     if profile is None:
         raise NeedsError(f"the score {kind!r} needs a profile; {RECALIBRATE}")
+    extrapolates = isinstance(substitute, Extrapolation) and substitute.order > 0
     if kind == "correlated":
+        if extrapolates:
+            raise SettingsError(
+                f"the score 'correlated' predicts how far the output moves, which is the error of hold and not that of "
+                f"the extrapolation {substitute.name!r}; use score='substitute', or 'bound' to be on the safe side"
+            )
         return Correlated(profile, interpolation)
-    if kind == "substitute" and isinstance(substitute, Extrapolation) and substitute.order > 0:
+    if kind == "substitute" and isinstance(substitute, Extrapolation) and extrapolates:
         return Extrapolated(profile, substitute)
     return Bound(profile, interpolation)
+
+
+def score_name(substitute: Substitute) -> str:
+    """Return the name of the score that ``"substitute"`` stands for; see `score_of`."""
+    extrapolates = isinstance(substitute, Extrapolation) and substitute.order > 0
+    return Extrapolated.name if extrapolates else Bound.name

@@ -13,6 +13,7 @@ from cachepolicies._policy import Needs
 from cachepolicies._settings import refuse
 from cachepolicies._setup import Setup
 from cachepolicies._step import RunInfo, Step
+from cachepolicies.scores import score_name
 from cachepolicies.tolerances.base import ToleranceAt
 
 if TYPE_CHECKING:
@@ -95,7 +96,18 @@ class Planned:
         check_planned_for(self._read, setup, "Planned")
 
     def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
-        """Return the curve as a function of the step."""
+        """Return the curve as a function of the step.
+
+        Raises:
+            SettingsError: the policy compares with another score than the one that the curve was fitted to.
+        """
+        fitted = score_name(setup.substitute)
+        if score.name != fitted:
+            raise SettingsError(
+                f"Planned: the plan's tolerance was fitted to the score {fitted!r} of substitute "
+                f"{setup.substitute.name!r}, and the policy compares it with {score.name!r}; leave score='substitute', "
+                "or use a tolerance that is solved for the score in use, such as 'optimal:nfe=22'"
+            )
         curve = self._curve
 
         def tolerance(step: Step) -> float:
