@@ -272,7 +272,7 @@ def test_a_planned_tolerance_is_the_curve_of_the_plan(tmp_path):
     path = save_plan(plan, tmp_path / "plan.json")
     for schedule in (Planned(plan=plan), Planned(path=path), Planned(path=str(path)), as_tolerance(path)):
         schedule.check(Setup(profile, Hold()))
-        at = schedule.start(None, Setup(profile, Hold()), None, 3)
+        at = schedule.start(None, Setup(profile, Hold()), score_of("bound", profile, Hold()), 3)
         assert [at(SimpleNamespace(t=t)) for t in plan.timesteps] == list(plan.tolerance.epsilon)
         assert schedule.curve == plan.tolerance
         assert schedule.needs == Needs()
