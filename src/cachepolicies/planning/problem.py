@@ -82,7 +82,7 @@ def table_from_dense(errors: Sequence[Any], max_reuse: int | None = None) -> Flo
     Raises:
         SettingsError: an array has another shape, or the table is too large.
     """
-    if not errors:
+    if len(errors) == 0:
         raise SettingsError("errors is empty; give one array for every order up to the substitute's")
     arrays = [np.asarray(array, dtype=np.float64) for array in errors]
     num_steps, order = arrays[0].shape[0] if arrays[0].ndim else 0, len(arrays) - 1
