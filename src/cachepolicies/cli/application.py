@@ -9,7 +9,6 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from cachepolicies._errors import CachePoliciesError
-from cachepolicies.cli import plan
 
 ERROR_CODE = 2
 
@@ -42,6 +41,3 @@ app = typer.Typer(
 @app.callback()
 def _main() -> None:
     """Keep the name of the command in the command line even while there is only one."""
-
-
-plan.add_to(app)

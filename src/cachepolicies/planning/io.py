@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import operator
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import attrs
 import cattrs
 
+from cachepolicies._documents import dump, problem, strict_converter
 from cachepolicies.planning._plan import PLAN_VERSION, REPLAN, Plan, PlanError, PlanPoint
 from cachepolicies.profiles.io import write_atomically
 
@@ -38,7 +38,7 @@ def save_plan(plan: Plan, path: str | Path) -> Path:
         raise PlanError(f"{target}: a plan is a .json file; save it as {target.name + '.json'!r}")
     target.parent.mkdir(parents=True, exist_ok=True)
     document = {"format": PLAN_FORMAT, **_converter().unstructure(plan)}
-    write_atomically(target, _dump(document).encode())
+    write_atomically(target, dump(document).encode())
     return target
 
 
@@ -72,7 +72,7 @@ def read_plan(path: str | Path) -> Plan:
             return _converter().structure(raw, Plan)
         except Exception as error:
             # cattrs raises groups of whatever the hooks and the records raise; all of it means a bad file
-            problems = cattrs.transform_error(error, path="field", format_exception=_problem)
+            problems = cattrs.transform_error(error, path="field", format_exception=problem)
             raise PlanError(f"{'; '.join(problems)}; {REPLAN}") from error
     except PlanError as error:
         raise PlanError(f"plan {source}: {error}") from error.__cause__
@@ -94,25 +94,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _problem(error: BaseException, _type: type | None) -> str:
-    if isinstance(error, KeyError):
-        return f"the key {error.args[0]!r} is missing"
-    if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        return f"unknown key {sorted(error.extra_fields)[0]!r}"
-    return str(error)
-
-
-def _strict(kind: type, accepted: tuple[type, ...]) -> Any:
-    """A hook that converts nothing: cattrs by itself would read "8" and 8.7 as the integer 8."""
-
-    def structure(value: Any, _: Any) -> Any:
-        if not isinstance(value, accepted) or isinstance(value, bool):
-            raise PlanError(f"{value!r} is a {type(value).__name__}, expected {kind.__name__}")
-        return kind(value)
-
-    return structure
-
-
 def _from_list(structure: Any) -> Any:
     """A hook that takes a JSON list only: cattrs by itself would read the letters of a string, or an object's keys."""
 
@@ -126,17 +107,9 @@ def _from_list(structure: Any) -> Any:
 
 @functools.cache
 def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind, accepted in ((int, (int,)), (float, (int, float)), (str, (str,))):
-        converter.register_structure_hook(kind, _strict(kind, accepted))
+    converter = strict_converter(PlanError)
     for row in (tuple[int, ...], tuple[float, ...], tuple[PlanPoint, ...]):
         hook = _from_list(converter.get_structure_hook(row))
         converter.register_structure_hook_func(functools.partial(operator.eq, row), hook)
     converter.register_structure_hook_func(lambda kind: kind == Mapping[str, Any], lambda value, _: value)
     return converter
-
-
-def _dump(document: dict[str, Any]) -> str:
-    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-    # rows of numbers on one line each: a plan stays readable and a diff small; no string holds a raw line break
-    return re.sub(r"\[\n\s*([^\[\]{}\"]*?)\n\s*\]", lambda row: "[" + re.sub(r",\s+", ", ", row[1]) + "]", text) + "\n"

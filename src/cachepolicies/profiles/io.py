@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ import safetensors
 import safetensors.numpy
 from cattrs.gen import make_dict_unstructure_fn, override
 
+from cachepolicies._documents import dump, problem, strict_converter
 from cachepolicies._errors import ProfileError
 from cachepolicies.profiles.schema import FORMAT_VERSION, RECALIBRATE, Array, Profile
 
@@ -91,7 +91,7 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     else:
         inline = {name: _inline(table) for name, table in sorted(profile.tables.items())}
         document["tables"] = {"inline": inline} if inline else None
-    write_atomically(target, _dump(document).encode())
+    write_atomically(target, dump(document).encode())
     if stale and not apart:
         beside.unlink()
     return target
@@ -130,7 +130,7 @@ def read_profile(path: str | Path) -> Profile:
             return _converter().structure(raw, Profile)
         except Exception as error:
             # cattrs raises groups of whatever the hooks and the records raise; all of it means a bad file
-            problems = cattrs.transform_error(error, path="field", format_exception=_problem)
+            problems = cattrs.transform_error(error, path="field", format_exception=problem)
             raise ProfileError(f"{'; '.join(problems)}; {RECALIBRATE}") from error
     except ProfileError as error:
         raise ProfileError(f"profile {source}: {error}") from error.__cause__
@@ -273,34 +273,13 @@ def _is_tables_file(path: Path) -> bool:
         return False
 
 
-def _problem(error: BaseException, _type: type | None) -> str:
-    if isinstance(error, KeyError):
-        return f"the key {error.args[0]!r} is missing"
-    if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        return f"unknown key {sorted(error.extra_fields)[0]!r}"
-    return str(error)
-
-
-def _strict(kind: type, accepted: tuple[type, ...]) -> Any:
-    """A hook that converts nothing: cattrs by itself would read "8" and 8.7 as the integer 8."""
-
-    def structure(value: Any, _: Any) -> Any:
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-            raise ProfileError(f"{value!r} is a {type(value).__name__}, expected {kind.__name__}")
-        return kind(value)
-
-    return structure
-
-
 def _structure_array(value: Any, _: Any) -> Any:
     return value  # lists of a curve, arrays of a table: both are checked by the records themselves
 
 
 @functools.cache
 def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind, accepted in ((int, (int,)), (float, (int, float)), (str, (str,))):
-        converter.register_structure_hook(kind, _strict(kind, accepted))
+    converter = strict_converter(ProfileError)
     converter.register_structure_hook_func(_is_array, _structure_array)
     converter.register_structure_hook_func(_is_plain_mapping, lambda value, _: value)  # checked by the records
     converter.register_unstructure_hook_func(_is_array, lambda array: array.tolist())
@@ -316,9 +295,3 @@ def _is_array(kind: Any) -> bool:
 
 def _is_plain_mapping(kind: Any) -> bool:
     return kind in (Mapping[str, Any], Mapping[str, Mapping[str, Any]])
-
-
-def _dump(document: dict[str, Any]) -> str:
-    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-    # rows of numbers on one line each: a curve stays readable and a diff small; no string holds a raw line break
-    return re.sub(r"\[\n\s*([^\[\]{}\"]*?)\n\s*\]", lambda row: "[" + re.sub(r",\s+", ", ", row[1]) + "]", text) + "\n"
