@@ -8,7 +8,7 @@ import timeit
 import numpy as np
 import pytest
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachepolicies._errors import InputError, NeedsError, PolicyError, SettingsError
@@ -179,7 +179,8 @@ def test_extrapolated_predicts_the_measured_error_on_a_smooth_run(substitute):
             truth = combination_rms(profile.change, np.array([[k, *refreshes]]), weights).mean()
             expected = moved.at(levels[0], ts[k])
             assert score.at(levels, ts[k], expected) == pytest.approx(truth, rel=0.35)
-            assert score.at(levels, ts[k], 1.5 * expected) == pytest.approx(1.5 * score.at(levels, ts[k], expected))
+            further = 1.5 ** score.laws[order].elasticity
+            assert score.at(levels, ts[k], 1.5 * expected) == pytest.approx(further * score.at(levels, ts[k], expected))
 
 
 def test_extrapolated_with_a_short_history_is_the_lower_order():
@@ -191,11 +192,50 @@ def test_extrapolated_with_a_short_history_is_the_lower_order():
     middle, gap = (ts[5] + ts[7]) / 2, ts[5] - ts[7]
     ratio = d / Displacement(profile).at(ts[5], ts[7])
     law = first.laws[0]
-    assert alone == pytest.approx(law.kappa(middle) * gap**law.exponent * ratio, rel=1e-9)
+    assert alone == pytest.approx(law.kappa(middle) * gap**law.exponent * ratio**law.elasticity, rel=1e-9)
     assert first.at((ts[5], ts[5]), ts[7], d) == alone  # the same refresh twice is one
     assert first.at((ts[5], ts[4]), ts[5], 0.0) == 0.0
     assert (first.order, second.order) == (1, 2)
     assert second.growth == pytest.approx(3 * second.laws[2].exponent)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    power=st.floats(-0.5, 1.5),
+    sizes=st.lists(st.floats(0.3, 3.0), min_size=2, max_size=5, unique=True),
+    substitute=st.sampled_from([Linear(), Quadratic()]),
+)
+def test_the_score_follows_the_displacement_as_the_errors_of_the_samples_did(power, sizes, substitute):
+    """Sample s moves ``a_s`` times as far and errs ``a_s ** power`` times as much."""
+    sizes = np.array(sizes)
+    if np.log(sizes).std() < 0.05:
+        return
+    rng = np.random.default_rng(0)
+    path, other = rng.standard_normal((2, 1, 16))
+
+    def outputs(s):
+        smooth = np.sin(2.0 * s)[:, None, None] * path + np.exp(-s)[:, None, None] * other
+        return smooth * sizes[:, None] ** power
+
+    profile = trajectory_profile(samples=len(sizes), path=outputs)
+    ts = profile.timesteps
+    latents = np.array(ts)[:, None, None] / 1000 * sizes[:, None] * path
+    profile = evolve(profile, tables={"change": profile.change, "displacement": distances(latents)})
+    score = Extrapolated(profile, substitute)
+    expected = min(1.0, max(0.0, power))
+    assert [law.elasticity for law in score.laws] == pytest.approx([expected] * (substitute.order + 1), abs=1e-6)
+    refreshes, mean = ts[10:5:-2], Displacement(profile).at(ts[10], ts[12])
+    alike = score.at(refreshes, ts[12], mean)
+    assert score.at(refreshes, ts[12], 2.0 * mean) == pytest.approx(2.0**expected * alike, rel=1e-5)
+
+
+def test_samples_that_do_not_differ_leave_the_score_proportional_to_the_displacement():
+    same = trajectory_profile(samples=1)
+    alike = trajectory_profile(
+        tables={name: np.repeat(table, 3, axis=2) for name, table in same.tables.items()},
+    )
+    for profile in (same, alike):
+        assert [law.elasticity for law in Extrapolated(profile, Quadratic()).laws] == [1.0] * 3
 
 
 def test_where_time_is_infinite_the_order_is_lower():
@@ -242,6 +282,12 @@ def test_on_the_shipped_profile_scores_predict_measured_errors(shipped, substitu
     # what the exponent is there for
     textbook = Extrapolated(shipped, substitute, exponent=1.0)
     assert textbook.growth == order + 1 > score.growth
+
+
+def test_displacement_tells_the_errors_of_the_video_models_samples_apart_but_not_those_of_the_image_models():
+    video, image = (Extrapolated(load_profile(name), Linear(time="t")) for name in ("video-dit", "image-dit"))
+    assert all(law.elasticity == 1.0 for law in video.laws)
+    assert all(law.elasticity < 0.3 for law in image.laws)
 
 
 def test_scores_are_quick(shipped):

@@ -29,13 +29,14 @@ def _optional_positive(instance: object, attribute: Attribute[Any], value: Any) 
 
 @frozen(eq=False)
 class Extrapolated:
-    """``S = kappa_p(t) * (prod_i |tau - tau_ri| / (p + 1)!) ** e * displacement / D(t_r0, t)``, i from 0 to p.
+    """``S = kappa_p(t) * (prod_i |tau - tau_ri| / (p + 1)!) ** e * (displacement / D(t_r0, t)) ** b``, i from 0 to p.
 
     The product is the remainder of polynomial extrapolation through the refreshes r0, r1, ... in the substitute's own
     time tau. kappa_p and the exponent e are fitted to the errors that the substitute makes on the calibration runs
     (see `cachepolicies.scores.growth`); e = 1 is the textbook order, which a trained network seldom reaches. kappa_p is
     read in the middle between the newest refresh and t. The last factor adapts to the sample: its own displacement
-    since the newest refresh over the calibrated mean D.
+    since the newest refresh over the calibrated mean D, as far as that told the errors of the calibration samples
+    apart: the power b, between 0 and 1, is fitted with the law.
 
     While there are fewer refreshes than p + 1 the law of the lower order holds, that of order 0 in t.
 
@@ -93,9 +94,10 @@ class Extrapolated:
         if newest == t:
             return 0.0
         order, product = self._remainder(refreshes, t)
-        expected = self._growths[order].error(0.5 * (t + newest), product)
+        law = self._growths[order]
+        expected = law.error(0.5 * (t + newest), product)
         moved = self._moved.at(newest, t)
-        return expected * (displacement / moved) if moved > 0 else expected
+        return expected * (displacement / moved) ** law.elasticity if moved > 0 else expected
 
     def _remainder(self, refreshes: Sequence[float], t: float) -> tuple[int, float]:
         """Return the order that this history allows, and the product of the distances from t."""

@@ -29,6 +29,13 @@ STRETCH = 2
 LEAST_EXPONENT = 0.1
 """Below it the score would hardly depend on the distance."""
 
+LARGEST_ELASTICITY = 1.0
+"""Of the error over the displacement. More is measured on some models, and would amplify what reuse itself adds to the
+displacement: a latent that is moved by reused outputs moves differently."""
+
+_SPREAD = 1e-12
+"""Variance of log displacement over the samples below which they do not differ but by rounding."""
+
 _SUM = 1e-6
 """How far the weights of a combination may be from a sum of 1; more is a combination that `change` cannot judge."""
 
@@ -46,12 +53,15 @@ class Growth:
         exponent: from `LEAST_EXPONENT` to 1.
         t: where kappa is known, strictly increasing.
         log_kappa: its natural logarithm there; empty where the output does not change at all.
+        elasticity: the power of its displacement that the error of a sample follows, from 0 to `LARGEST_ELASTICITY`.
+            0: that a sample moves further than others says nothing about its error.
     """
 
     order: int
     exponent: float
     t: tuple[float, ...]
     log_kappa: tuple[float, ...]
+    elasticity: float = 1.0
     _log_factorial: float = field(init=False, repr=False)
 
     @_log_factorial.default
@@ -109,20 +119,21 @@ def measure(profile: Profile, substitute: Extrapolation, order: int, exponent: f
     The errors are those at every calibrated step, from ``order + 1`` refreshes at many distances, even and uneven: the
     shortest alone are dominated by the roughness of the output and overestimate the others several times. The exponent
     is a least-squares fit common to all steps, kappa the geometric mean at each; errors count by their logarithms, for
-    a tolerance decides by ratios.
+    a tolerance decides by ratios. So is the elasticity, from how errors and displacements differ between the samples;
+    it is 1 where the samples do not differ, of a single one for instance.
 
     Args:
-        profile: has the table ``change``.
+        profile: has the tables ``change`` and ``displacement``.
         substitute: gives the weights of the refreshes, and the axis tau.
         order: of the law, at most the substitute's; a lower one is what it does while its history is short. Order 0
             is measured in t, which is finite everywhere.
         exponent: instead of a fitted one.
 
     Raises:
-        NeedsError: the profile lacks the table, or is too short.
+        NeedsError: the profile lacks a table, or is too short.
         PolicyError: the weights of the substitute do not sum to 1, so that ``change`` does not tell its errors.
     """
-    profile.require("extrapolation", ("change",), "score")
+    profile.require("extrapolation", ("change", "displacement"), "score")
     change = profile.tables["change"]
     levels = profile.timesteps
     tau = levels if order == 0 else tuple(substitute.time(t) for t in levels)
@@ -132,7 +143,8 @@ def measure(profile: Profile, substitute: Extrapolation, order: int, exponent: f
             f"profile {profile.name!r} has {len(levels)} steps; an extrapolation of order {order} is calibrated on "
             f"{order + 2} with a finite time at least; {RECALIBRATE}"
         )
-    errors = combination_rms(change, steps, weights).mean(axis=1)
+    each = combination_rms(change, steps, weights)
+    errors = each.mean(axis=1)
     floor = _rounding(change, steps, weights)
     moving = floor > 0  # where nothing changes at all there is no error to fit
     logs, remainders = np.log(np.maximum(errors[moving], floor[moving])), np.log(products[moving])
@@ -145,7 +157,8 @@ def measure(profile: Profile, substitute: Extrapolation, order: int, exponent: f
     if exponent is None:
         exponent = _slope(remainders, logs, bins)
     _, means = _means(bins, np.stack([middles, logs - exponent * remainders], axis=1))
-    return Growth(order, exponent, tuple(means[::-1, 0].tolist()), tuple(means[::-1, 1].tolist()))
+    elasticity = _elasticity(each, profile.tables["displacement"][steps[:, 0], steps[:, 1]], floor)
+    return Growth(order, exponent, tuple(means[::-1, 0].tolist()), tuple(means[::-1, 1].tolist()), elasticity)
 
 
 def _combinations(
@@ -202,6 +215,17 @@ def _slope(x: Floats, y: Floats, bins: NDArray[np.int64]) -> float:
     if spread == 0:
         return 1.0
     return min(1.0, max(LEAST_EXPONENT, float((centred[:, 0] * centred[:, 1]).sum()) / spread))
+
+
+def _elasticity(errors: Floats, moved: NDArray[np.floating], floor: Floats) -> float:
+    """Return the common slope of log error over log displacement between the samples, both ``(M, S)``."""
+    known = ((errors > floor[:, None]) & (moved > 0)).all(axis=1)
+    logs, distances = (np.log(values[known].astype(np.float64)) for values in (errors, moved))
+    logs, distances = (values - values.mean(axis=1, keepdims=True) for values in (logs, distances))
+    spread = float((distances**2).sum())
+    if not spread > _SPREAD * distances.size:
+        return 1.0
+    return min(LARGEST_ELASTICITY, max(0.0, float((logs * distances).sum()) / spread))
 
 
 def _means(bins: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], Floats]:
