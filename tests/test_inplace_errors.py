@@ -329,6 +329,28 @@ def test_a_scheduler_of_the_same_family_is_a_run_of_its_own():
         assert torch.equal(PIPELINES["wan"].call(fresh, steps=8), output)
 
 
+def test_a_scheduler_with_another_time_is_refused_where_the_substitute_follows_it():
+    pipe = PIPELINES["dit"].build()
+    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)
+    own, other = pipe.scheduler, diffusers.UniPCMultistepScheduler.from_config(pipe.scheduler.config)  # in log-SNR
+    for substitute, refused in (("linear", True), ("linear:time=t", False), ("hold", False)):
+        with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute=substitute):
+            expected = PIPELINES["dit"].call(pipe, steps=6)
+            pipe.scheduler = other
+            if refused:
+                with pytest.raises(RunError, match=r"is now a UniPC.*'linear' was set up for the time of the DDIM.*"):
+                    PIPELINES["dit"].call(pipe, steps=6)
+            else:
+                PIPELINES["dit"].call(pipe, steps=6)
+            # another object with the same time is as good
+            pipe.scheduler = diffusers.DDIMScheduler.from_config(own.config)
+            assert torch.equal(PIPELINES["dit"].call(pipe, steps=6), expected)
+            pipe.scheduler = own
+    pipe.scheduler = other
+    with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute="linear"):
+        PIPELINES["dit"].call(pipe, steps=6)
+
+
 def test_a_model_moved_to_another_dtype_between_calls():
     pipe, fresh = PIPELINES["wan"].build(), PIPELINES["wan"].build().to(torch.bfloat16)
     with cachepolicies.enable(pipe, "sencache", **settings("wan", "sencache")) as enabled:

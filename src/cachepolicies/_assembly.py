@@ -38,11 +38,13 @@ class Assembly:
         engine: the control flow with policy, substitute and profile.
         site: where the evaluation is cut.
         adapter: what is known of the model's class, where the site needed it.
+        substitute_on: returns the substitute as it would be under another scheduler; ``None`` where it follows none.
     """
 
     engine: Engine
     site: Site
     adapter: Adapter | None
+    substitute_on: Callable[[Scheduler | None], Substitute] | None = None
 
 
 def assemble(
@@ -83,8 +85,10 @@ def assemble(
         made = made.bind(loaded)
     in_use = partial(_scheduler_in_use, scheduler, loaded if or_of_profile else None)
     stand_in = make_substitute(substitute)
+    substitute_on = None
     if isinstance(stand_in, InSchedulerTime):
-        stand_in = make_substitute(stand_in.on(in_use(), loaded))
+        substitute_on = partial(_substitute_on, stand_in, loaded)
+        stand_in = substitute_on(in_use())
     if isinstance(made, TakesFromSetup):
         made = make_policy(made.suit(Setup(loaded, stand_in, in_use)), {})
     placed, known = make_site(model, site, adapter)
@@ -92,7 +96,11 @@ def assemble(
     engine = Engine(made, stand_in, loaded, engine_settings(known), notes)
     if loaded is not None:
         check_profile(loaded, model=model)
-    return Assembly(engine, placed, known)
+    return Assembly(engine, placed, known, substitute_on)
+
+
+def _substitute_on(substitute: InSchedulerTime, profile: Profile | None, scheduler: Scheduler | None) -> Substitute:
+    return make_substitute(substitute.on(scheduler, profile))
 
 
 def _scheduler_in_use(given: Callable[[], Scheduler | None], profile: Profile | None) -> Scheduler | None:

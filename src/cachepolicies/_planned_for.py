@@ -39,7 +39,9 @@ def check_planned_for(plan: Plan, setup: Setup, subject: str) -> None:
             f"{subject}: the plan was made for a {plan.source.model_class}, and profile {profile.name!r} is of a "
             f"{profile.model.class_name}; plan with the profile in use"
         )
-    if plan.substitute.partition(":")[0] != used.name or not _same(_substitute_of(plan, profile), used, plan.timesteps):
+    if plan.substitute.partition(":")[0] != used.name or not same_substitute(
+        _substitute_of(plan, profile), used, plan.timesteps
+    ):
         raise SettingsError(
             f"{subject}: the plan was made for the substitute {plan.substitute!r}, and {used!r} is in use; give "
             f"substitute={plan.substitute!r} and the scheduler of the plan, or make a plan for the one in use"
@@ -56,7 +58,8 @@ def _substitute_of(plan: Plan, profile: Profile | None) -> Substitute:
     return made
 
 
-def _same(planned: Substitute, used: Substitute, timesteps: tuple[float, ...]) -> bool:
+def same_substitute(planned: Substitute, used: Substitute, timesteps: tuple[float, ...]) -> bool:
+    """Return whether two substitutes weigh what is remembered in the same way on these timesteps."""
     if planned.name != used.name:
         return False
     if not isinstance(planned, Extrapolation) or not isinstance(used, Extrapolation):

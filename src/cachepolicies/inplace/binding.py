@@ -12,12 +12,14 @@ from cachepolicies._call import Signature
 from cachepolicies._errors import CachePoliciesError, ProfileError, RunError
 from cachepolicies._host import DeclaredTimesteps, host_time
 from cachepolicies._layout import equal_parts
+from cachepolicies._planned_for import same_substitute
 from cachepolicies._run import Call, Declaration, rounding_of
 from cachepolicies._step import RunInfo
 from cachepolicies._trace import Trace
 from cachepolicies.inplace._hook import DenoiserHook
 from cachepolicies.inplace.branches import BranchRecogniser
 from cachepolicies.inplace.clock import PipelineClock, PipelineRun, Position
+from cachepolicies.inplace.targets import scheduler_of_pipeline
 from cachepolicies.profiles.match import check_profile
 from cachepolicies.schedulers.resolve import as_scheduler
 from cachepolicies.sites.base import Invocation
@@ -38,8 +40,10 @@ class Binding:
         self.module = module
         self.engine, self.site, self.adapter = assembly.engine, assembly.site, assembly.adapter
         self.hook = DenoiserHook(self.serve, self.end_run)
+        self._substitute_on = assembly.substitute_on
         self._signature = signature
         self._clock = clock
+        self._enabled_with = None if clock is None else clock.scheduler()
         self._branches = BranchRecogniser()
         self._pipeline_run: PipelineRun | None = None
         self._traced: PipelineRun | None = None
@@ -149,6 +153,23 @@ class Binding:
             )
         self._served.add(name)
 
+    def _refuse_other_time(self, scheduler: Any, run: PipelineRun | None) -> None:
+        """Refuse a scheduler that replaced the pipeline's since, if the substitute follows its time.
+
+        Raises:
+            RunError: the substitute would extrapolate otherwise under this one.
+        """
+        if self._substitute_on is None or scheduler is self._enabled_with:
+            return
+        levels = () if run is None or run.given is None else tuple(run.given.values)
+        used = self.engine.substitute
+        if not same_substitute(self._substitute_on(scheduler_of_pipeline(scheduler)), used, levels):
+            raise RunError(
+                f"the pipeline's scheduler is now a {type(scheduler).__name__}, and the substitute {used.name!r} was "
+                f"set up for the time of the {type(self._enabled_with).__name__} that it had; disable the cache and "
+                "enable it again, or give the substitute a time of its own, such as time=t"
+            )
+
     def _copies(self, x: Tensor, named: str | None) -> int:
         """Return how often each sample stands in the batch."""
         if named not in (None, "cond_uncond"):
@@ -162,6 +183,7 @@ class Binding:
         if self._clock is not None and timesteps is not None:
             if self._pipeline_run is None or self._pipeline_run.source is not timesteps:
                 run = self._clock.begin(t, batch, position)
+                self._refuse_other_time(self._clock.scheduler(), run)
                 self._forget()
                 self._pipeline_run = self._traced = run
                 if run is not None:
