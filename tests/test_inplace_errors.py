@@ -329,26 +329,52 @@ def test_a_scheduler_of_the_same_family_is_a_run_of_its_own():
         assert torch.equal(PIPELINES["wan"].call(fresh, steps=8), output)
 
 
-def test_a_scheduler_with_another_time_is_refused_where_the_substitute_follows_it():
+def with_ddim():
     pipe = PIPELINES["dit"].build()
     assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)
-    own, other = pipe.scheduler, diffusers.UniPCMultistepScheduler.from_config(pipe.scheduler.config)  # in log-SNR
+    config = pipe.scheduler.config
+    return pipe, pipe.scheduler, config, diffusers.UniPCMultistepScheduler.from_config(config)  # the last in log-SNR
+
+
+def test_a_scheduler_with_another_time_is_refused_where_the_substitute_follows_it():
+    pipe, own, _, other = with_ddim()
     for substitute, refused in (("linear", True), ("linear:time=t", False), ("hold", False)):
-        with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute=substitute):
+        with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute=substitute) as enabled:
             expected = PIPELINES["dit"].call(pipe, steps=6)
             pipe.scheduler = other
             if refused:
-                with pytest.raises(RunError, match=r"is now a UniPC.*'linear' was set up for the time of the DDIM.*"):
+                with pytest.raises(RunError, match=r"is now a UniPC.*enabled it had a DDIM.*'linear' follows"):
                     PIPELINES["dit"].call(pipe, steps=6)
+                with pytest.raises(RunError, match="is now a UniPC"), enabled.run([900.0, 500.0, 100.0]):
+                    pass
             else:
                 PIPELINES["dit"].call(pipe, steps=6)
-            # another object with the same time is as good
-            pipe.scheduler = diffusers.DDIMScheduler.from_config(own.config)
-            assert torch.equal(PIPELINES["dit"].call(pipe, steps=6), expected)
             pipe.scheduler = own
+            assert torch.equal(PIPELINES["dit"].call(pipe, steps=6), expected)
     pipe.scheduler = other
     with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute="linear"):
         PIPELINES["dit"].call(pipe, steps=6)
+
+
+def test_another_scheduler_with_the_same_time_is_served():
+    """Made anew with the same settings, or of another class that interpolates its sigmas a little otherwise."""
+    pipe, _, config, _ = with_ddim()
+    with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute="linear"):
+        expected = PIPELINES["dit"].call(pipe, steps=6)
+        pipe.scheduler = diffusers.DDIMScheduler.from_config(config)
+        assert torch.equal(PIPELINES["dit"].call(pipe, steps=6), expected)
+        for settings_of_euler in ({}, {"use_karras_sigmas": True}):
+            pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(config, **settings_of_euler)
+            PIPELINES["dit"].call(pipe, steps=50)
+
+
+def test_a_scheduler_whose_time_is_not_known_is_refused_where_the_substitute_needs_it():
+    pipe, _, config, _ = with_ddim()
+    with cachepolicies.enable(pipe, "uniform:evaluations=3", substitute="linear:time=sigma"):
+        pipe.scheduler = diffusers.PNDMScheduler.from_config(config)
+        with pytest.raises(RunError, match=r"is now a PNDM.*enabled it had a DDIM") as refused:
+            PIPELINES["dit"].call(pipe, steps=6)
+    assert isinstance(refused.value.__cause__, NeedsError)
 
 
 def test_a_model_moved_to_another_dtype_between_calls():

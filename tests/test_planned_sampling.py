@@ -88,13 +88,13 @@ def test_on_other_samples_the_planned_tolerance_takes_the_budget(model, budget, 
 
 
 @functools.cache
-def image_with_unipc():
+def image_with_unipc(first: int, count: int):
     """The image model under a sampler that moves a latent differently where outputs are reused; no weights."""
     scheduler = from_class_name(
         "UniPCMultistepScheduler", **{**image.SCHEDULE, "prediction_type": "epsilon"}, solver_order=2
     )
     w = attrs.evolve(workload("image-dit"), scheduler=scheduler)
-    seeds = range(1000, 1004)
+    seeds = range(first, first + count)
     drawn = w.draw(seeds)
     samples = CalibrationSamples(noise=drawn.noise, args=drawn.args, seeds=seeds)
     return w, calibrate(w.denoiser, scheduler, samples, num_steps=50, weights=False, name="unipc", progress=False)
@@ -102,12 +102,14 @@ def image_with_unipc():
 
 @pytest.mark.parametrize("budget", [13, 25])
 @pytest.mark.parametrize("substitute", ["linear", "linear:time=path"])
-def test_the_budget_is_kept_where_reuse_itself_moves_the_latent(budget, substitute):
+@pytest.mark.parametrize("calibrated", [(1000, 4), (2000, 8)])
+def test_the_budget_is_kept_where_reuse_itself_moves_the_latent(calibrated, substitute, budget):
     """A first streak of UniPC moves the latent up to twice as far as calibration did, which says nothing about errors.
 
-    With a score proportional to the displacement the four took 14.75, 14.75, 26.75 and 26.75 evaluations.
+    With a score proportional to the displacement the first four took 14.75, 14.75, 26.75 and 26.75 evaluations; with
+    the slope of error over displacement itself, which chance makes 0.3 to 0.5 in the others, 15 and 26.5.
     """
-    w, profile = image_with_unipc()
+    w, profile = image_with_unipc(*calibrated)
     made = plan(profile, budget, substitute=substitute, weights="uniform")
     denoiser = CachedDenoiser(
         w.denoiser, SenCache(epsilon=made), scheduler=w.scheduler, profile=profile, substitute=substitute
@@ -115,7 +117,7 @@ def test_the_budget_is_kept_where_reuse_itself_moves_the_latent(budget, substitu
     drawn = w.draw(HELD_OUT)
     with torch.no_grad():
         sample(denoiser, w.scheduler, drawn.noise, *drawn.args, num_steps=50)
-    assert abs(denoiser.nfe - budget) <= 0.5
+    assert abs(denoiser.nfe - budget) <= 1
 
 
 @pytest.mark.parametrize(("model", "samples"), [("video-dit", 2), ("image-dit", 8)])

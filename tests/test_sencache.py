@@ -233,8 +233,13 @@ def test_history_is_kept_by_decision(mixture_profile):
             states.append((step.t, decision.reuse, super().observe(step, decision, output, state)))
             return states[-1][-1]
 
+    # calibration samples of very different sizes, so that the score goes by how far each row moves
+    sizes = np.geomspace(0.1, 10.0, mixture_profile.samples)
+    sizes /= sizes.mean()
+    tables = {name: mixture_profile.tables[name] * sizes for name in ("change", "displacement")}
+    profile = evolve(mixture_profile, tables={**mixture_profile.tables, **tables})
     policy = Recording(epsilon="constant:epsilon=0.3", max_reuse=4)
-    run(CachedDenoiser(Counted(mixture()), policy, profile=mixture_profile, substitute="quadratic"), rows=6)
+    run(CachedDenoiser(Counted(mixture()), policy, profile=profile, substitute="quadratic"), rows=6)
     own: list[list[float]] = [[] for _ in range(6)]
     for t, reuse, state in states:
         for row, again in enumerate(reuse):

@@ -58,8 +58,17 @@ def _substitute_of(plan: Plan, profile: Profile | None) -> Substitute:
     return made
 
 
-def same_substitute(planned: Substitute, used: Substitute, timesteps: tuple[float, ...]) -> bool:
-    """Return whether two substitutes weigh what is remembered in the same way on these timesteps."""
+def same_substitute(
+    planned: Substitute, used: Substitute, timesteps: tuple[float, ...], rounding: float = _ROUNDING
+) -> bool:
+    """Return whether two substitutes weigh what is remembered in the same way on these timesteps.
+
+    Args:
+        planned: one of them.
+        used: the other.
+        timesteps: of a run.
+        rounding: largest difference of two weights, relative to the largest.
+    """
     if planned.name != used.name:
         return False
     if not isinstance(planned, Extrapolation) or not isinstance(used, Extrapolation):
@@ -73,6 +82,6 @@ def same_substitute(planned: Substitute, used: Substitute, timesteps: tuple[floa
         if len(one) != len(other):
             return False
         size = max(1.0, *(abs(c) for c in one))
-        if not all(math.isclose(a, b, rel_tol=0.0, abs_tol=_ROUNDING * size) for a, b in zip(one, other, strict=True)):
+        if not all(math.isclose(a, b, rel_tol=0.0, abs_tol=rounding * size) for a, b in zip(one, other, strict=True)):
             return False
     return True

@@ -101,10 +101,11 @@ class Enabled:
 
         Raises:
             InputError: the timesteps are not a flat sequence of finite numbers.
+            RunError: the pipeline has another scheduler by now, whose time the substitute does not follow.
         """
-        for binding in self._bindings:
-            binding.declare(DeclaredTimesteps.of(timesteps))
         try:
+            for binding in self._bindings:
+                binding.declare(DeclaredTimesteps.of(timesteps))
             yield
         except BaseException:
             self._abandon()

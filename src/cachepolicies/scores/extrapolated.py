@@ -96,6 +96,8 @@ class Extrapolated:
         order, product = self._remainder(refreshes, t)
         law = self._growths[order]
         expected = law.error(0.5 * (t + newest), product)
+        if not math.isfinite(displacement):
+            return math.nan  # a power of 0 would make 1 of it
         moved = self._moved.at(newest, t)
         return expected * (displacement / moved) ** law.elasticity if moved > 0 else expected
 

@@ -33,6 +33,9 @@ LARGEST_ELASTICITY = 1.0
 """Of the error over the displacement. More is measured on some models, and would amplify what reuse itself adds to the
 displacement: a latent that is moved by reused outputs moves differently."""
 
+LEAST_SAMPLES = 3
+"""Of a calibration for an elasticity: fewer do not show how far a slope can be trusted."""
+
 _SPREAD = 1e-12
 """Variance of log displacement over the samples below which they do not differ but by rounding."""
 
@@ -54,14 +57,14 @@ class Growth:
         t: where kappa is known, strictly increasing.
         log_kappa: its natural logarithm there; empty where the output does not change at all.
         elasticity: the power of its displacement that the error of a sample follows, from 0 to `LARGEST_ELASTICITY`.
-            0: that a sample moves further than others says nothing about its error.
+            0: that a sample moves further than others does not tell its error.
     """
 
     order: int
     exponent: float
     t: tuple[float, ...]
     log_kappa: tuple[float, ...]
-    elasticity: float = 1.0
+    elasticity: float = 0.0
     _log_factorial: float = field(init=False, repr=False)
 
     @_log_factorial.default
@@ -119,8 +122,12 @@ def measure(profile: Profile, substitute: Extrapolation, order: int, exponent: f
     The errors are those at every calibrated step, from ``order + 1`` refreshes at many distances, even and uneven: the
     shortest alone are dominated by the roughness of the output and overestimate the others several times. The exponent
     is a least-squares fit common to all steps, kappa the geometric mean at each; errors count by their logarithms, for
-    a tolerance decides by ratios. So is the elasticity, from how errors and displacements differ between the samples;
-    it is 1 where the samples do not differ, of a single one for instance.
+    a tolerance decides by ratios.
+
+    The elasticity is a least-squares slope as well, of log error over log displacement between the samples at each
+    step, less its standard error (by the jackknife over samples): what a few samples do not show for sure is left out,
+    because it would take displacement that reuse itself causes for an error to come. It is 0 for fewer than
+    `LEAST_SAMPLES` samples, and where they do not differ.
 
     Args:
         profile: has the tables ``change`` and ``displacement``.
@@ -218,14 +225,35 @@ def _slope(x: Floats, y: Floats, bins: NDArray[np.int64]) -> float:
 
 
 def _elasticity(errors: Floats, moved: NDArray[np.floating], floor: Floats) -> float:
-    """Return the common slope of log error over log displacement between the samples, both ``(M, S)``."""
-    known = ((errors > floor[:, None]) & (moved > 0)).all(axis=1)
-    logs, distances = (np.log(values[known].astype(np.float64)) for values in (errors, moved))
-    logs, distances = (values - values.mean(axis=1, keepdims=True) for values in (logs, distances))
-    spread = float((distances**2).sum())
-    if not spread > _SPREAD * distances.size:
-        return 1.0
-    return min(LARGEST_ELASTICITY, max(0.0, float((logs * distances).sum()) / spread))
+    """Return how surely log error rises with log displacement from sample to sample, both ``(M, S)``: see `measure`."""
+    known = (errors > floor[:, None]) & (moved > 0)
+    x, y = (
+        _from_the_mean(np.log(np.where(known, values, 1.0).astype(np.float64)), known) for values in (moved, errors)
+    )
+    samples = np.flatnonzero(known.any(axis=0))
+    if len(samples) < LEAST_SAMPLES:
+        return 0.0
+    slope = _common_slope(x, y)
+    without = [
+        _common_slope(*(_from_the_mean(np.delete(z, s, axis=1), np.delete(known, s, axis=1)) for z in (x, y)))
+        for s in samples
+    ]
+    # the jackknife over samples: all steps of one sample tell the same story, and count as one
+    error = math.sqrt((len(samples) - 1) * float(np.var(without)))
+    return min(LARGEST_ELASTICITY, max(0.0, slope - error))
+
+
+def _from_the_mean(values: Floats, known: NDArray[np.bool_]) -> Floats:
+    """Return ``(M, S)`` minus the mean of what is known in each row; 0 where it is not known."""
+    counts = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    means = np.where(known, values, 0.0).sum(axis=1, keepdims=True) / counts
+    return cast("Floats", np.where(known, values - means, 0.0))
+
+
+def _common_slope(x: Floats, y: Floats) -> float:
+    """Return the least-squares slope of y over x through the origin; 0 where x does not differ but by rounding."""
+    spread = float((x**2).sum())
+    return float((x * y).sum()) / spread if spread > _SPREAD * x.size else 0.0
 
 
 def _means(bins: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], Floats]:
