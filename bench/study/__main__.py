@@ -7,12 +7,12 @@ stopped, it goes on where it was when it is started again.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import itertools
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from configurations import BUDGETS, CONFIGURATIONS
+from lanes import Lanes
 from measure import Job, Study, measure, prepare
 from report import write_report
 
@@ -39,21 +39,18 @@ def main() -> int:
     study = Study(given.out, tuple(range(given.samples)), time.time() + 60 * given.minutes)
     given.out.mkdir(parents=True, exist_ok=True)
     chosen = [c for c in CONFIGURATIONS if not given.only or any(part in c.name for part in given.only)]
-    jobs = [
-        Job(c, budget, first)
-        for first in ((True,) if given.first_only else (True, False))
-        for budget in given.budgets
-        for c in chosen
-    ]
+    jobs = [(c, budget) for budget in given.budgets for c in chosen]
     if not given.report:
-        # a fresh interpreter each: threads of torch do not survive a fork
-        with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for work in (
-                [pool.submit(prepare, study, configuration) for configuration in chosen],
-                [pool.submit(measure, study, job) for job in jobs],
-            ):
-                for done in as_completed(work):
-                    print(f"{(time.monotonic() - start) / 60:5.1f} min  {done.result()}", flush=True)
+        with Lanes(study, given.workers) as lanes:
+            work = [
+                lanes.run(prepare, [(c, c) for c in chosen]),
+                *(
+                    lanes.run(measure, [(c, Job(c, budget, first)) for c, budget in jobs])
+                    for first in ((True,) if given.first_only else (True, False))
+                ),
+            ]
+            for done in itertools.chain.from_iterable(work):
+                print(f"{(time.monotonic() - start) / 60:5.1f} min  {done}", flush=True)
     for path in write_report(study.folder, given.docs):
         print(path)
     return 0

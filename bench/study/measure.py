@@ -9,13 +9,14 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import attrs
 import torch
 from attrs import frozen
 from configurations import Configuration
-from memo import Memo
+from memo import Memo, together
 from rows import Row, candidate, rows
 from safetensors.torch import load_file, save_file
 
@@ -108,8 +109,8 @@ def uncached(study: Study, configuration: Configuration, workload: Workload) -> 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad():
-            batch = Batch.of(workload, study.seeds)
-            save_file({"samples": _sampled(workload, Candidate("uncached", kind="uncached"), batch)[0]}, path)
+            samples, _ = _sampled(workload, Candidate("uncached", kind="uncached"), _batches(workload, study.seeds))
+            save_file({"samples": samples}, path)
     return load_file(path)["samples"]
 
 
@@ -122,11 +123,11 @@ def measure(study: Study, job: Job) -> str:
     missing = [row for row in rows(job.budget, configuration.steps, job.first) if row not in done]
     if not missing or study.over():
         return f"{job.name}: {len(missing)} rows left"
-    workload = configuration.workload()
-    profile = profile_of(configuration, workload, study.folder)
-    memo = Memo(workload.denoiser)
+    workload, memo = _remembering(configuration)
     remembering = attrs.evolve(workload, denoiser=memo)
-    batch = Batch.of(workload, study.seeds)
+    asked, computed = memo.asked, memo.computed
+    profile = profile_of(configuration, workload, study.folder)
+    whole, batches = [Batch.of(workload, study.seeds)], _batches(workload, study.seeds)
     reference = workload.pictures(uncached(study, configuration, workload))
     sampled = unreachable = 0
     with torch.no_grad(), warnings.catch_warnings():
@@ -139,12 +140,16 @@ def measure(study: Study, job: Job) -> str:
                 unreachable += 1
                 _append(path, configuration, row, [None], [(math.nan, math.nan, math.nan)], UNREACHABLE)
                 continue
-            latents, nfe = _sampled(workload if row.at_blocks else remembering, chosen, batch)
+            if row.at_blocks:
+                latents, nfe = _sampled(workload, chosen, batches)
+            else:
+                latents, nfe = _sampled(remembering, chosen, whole)
             pictures = workload.pictures(latents)
             values = zip(nfe, psnr(pictures, reference).tolist(), ssim(pictures, reference).tolist(), strict=True)
             _append(path, configuration, row, study.seeds, list(values), _described(chosen))
             sampled += 1
-    known = 1 - memo.computed / memo.asked if memo.asked else 0.0
+    asked, computed = memo.asked - asked, memo.computed - computed
+    known = 1 - computed / asked if asked else 0.0
     left = len(missing) - sampled - unreachable
     return (
         f"{job.name}: {sampled} rows, {unreachable} without a setting for the budget, {left} left; "
@@ -168,9 +173,21 @@ def finished(path: Path, samples: int) -> set[Row]:
     return unreachable | {row for row, seen in seeds.items() if len(seen) >= samples}
 
 
-def _sampled(workload: Workload, chosen: Candidate, batch: Batch) -> tuple[torch.Tensor, tuple[int, ...]]:
-    result = sample_all(workload, Sampler.of(workload, chosen), [batch], lambda label, done, total: None)
-    return result.samples[0], result.nfe
+@cache
+def _remembering(configuration: Configuration) -> tuple[Workload, Memo]:
+    """Return the workload and the memory of its denoiser, which serve all jobs of a configuration in this process."""
+    workload = configuration.workload()
+    return workload, Memo(workload.denoiser)
+
+
+def _batches(workload: Workload, seeds: Sequence[int]) -> list[Batch]:
+    width = together(Batch.of(workload, seeds[:1]).inputs.noise)
+    return [Batch.of(workload, seeds[start : start + width]) for start in range(0, len(seeds), width)]
+
+
+def _sampled(workload: Workload, chosen: Candidate, batches: Sequence[Batch]) -> tuple[torch.Tensor, tuple[int, ...]]:
+    result = sample_all(workload, Sampler.of(workload, chosen), batches, lambda label, done, total: None)
+    return torch.cat(result.samples), result.nfe
 
 
 def _append(

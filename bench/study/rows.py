@@ -46,6 +46,11 @@ METHODS: tuple[tuple[str, tuple[str, ...]], ...] = (
 FIRST = (FEWER, CONSTANT, WEIGHTED, PLANNED)
 """Rules that are sampled before the others, so that an unfinished study has them everywhere."""
 
+EXTRA = (CLOSED, CORRELATED)
+"""Rules that are sampled at `EXTRA_BUDGETS` only, for the study to end within the hour."""
+
+EXTRA_BUDGETS = (25, 17, 13)
+
 _SCHEDULES: dict[str, tuple[WeightKind, str]] = {
     UNWEIGHTED: ("uniform", "sum"),
     WEIGHTED: ("measured", "sum"),
@@ -72,7 +77,7 @@ def rows(budget: int, steps: int, first: bool) -> list[Row]:
     return [
         Row(method, substitute, budget)
         for method, substitutes in METHODS
-        if budget < steps and (method in FIRST) == first
+        if budget < steps and (method in FIRST) == first and (method not in EXTRA or budget in EXTRA_BUDGETS)
         for substitute in substitutes
     ]
 
