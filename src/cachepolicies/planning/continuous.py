@@ -85,8 +85,9 @@ def solve(
     index stands in: the formula would ask for no tolerance at all or for an infinite one there.
 
     c comes from `scipy.optimize.brentq` over log c. With ``nfe``, the mean number of simulated evaluations over the
-    calibration runs, each with its own displacement, falls as c grows, in jumps of one evaluation of one run: of the
-    two sides of the last jump the one nearer to the budget is taken, of equally near ones that with fewer evaluations.
+    calibration runs, each with its own displacement, falls as c grows, in jumps of one evaluation of one run; of all
+    runs at once where the score does not go by the displacement of the sample. Of the two sides of the last jump the
+    one nearer to the budget is taken, of equally near ones that with fewer evaluations.
     A step whose score is 0 is reused whatever c is, so that a run may need fewer evaluations than the budget allows.
     With ``target``, it is the predicted final error, and the side that does not exceed it.
 
