@@ -11,6 +11,7 @@ from cachepolicies._errors import NeedsError, PolicyError, SettingsError
 from cachepolicies._substitute import Extrapolation, ManyCoefficients
 from cachepolicies.planning.problem import Floats, Integers, existing, refreshes_of, table_shape
 from cachepolicies.profiles.schema import RECALIBRATE, Profile
+from cachepolicies.scores.growth import combination_rms
 
 if TYPE_CHECKING:
     from cachepolicies._substitute import Substitute
@@ -44,12 +45,8 @@ def measured_errors(
 ) -> Floats:
     """Return the RMS errors that a substitute makes on the calibration runs, the mean over the samples.
 
-    The table ``change`` holds E(i, j), the RMS of y_i - y_j, which is all that is needed for any combination of
-    outputs: with weights a that sum to 0,
-
-    ``rms(sum_i a_i y_i)^2 = - 1/2 sum_ij a_i a_j E(i, j)^2``
-
-    (Schoenberg's identity for squared distances). Here a is 1 at the reused step and minus the substitute's
+    The table ``change`` holds the RMS of y_i - y_j, which is all that is needed for any combination of outputs, see
+    `cachepolicies.scores.growth.combination_rms`. Its weights are 1 at the reused step and minus the substitute's
     coefficients at the refreshes, asked for at every history: 50 steps of order 2 have 230 000, which take a substitute
     without `ManyCoefficients` seconds; a ``max_reuse`` leaves a fraction of them. Float32 tables leave an error of
     about 1e-3 times the largest E that takes part.
@@ -69,19 +66,11 @@ def measured_errors(
         SettingsError: the table would be too large; says which ``max_reuse`` is possible.
     """
     _require(profile, ("change",), "measured errors")
-    squared = profile.tables["change"].astype(np.float64) ** 2
-    squared = (squared + squared.swapaxes(0, 1)) / 2
-    timesteps = profile.timesteps
+    change, timesteps = profile.tables["change"], profile.timesteps
 
     def combined(k: Integers, refreshes: tuple[Integers, ...]) -> Floats:
         weights = _coefficients(substitute, timesteps, k, refreshes)
-        steps = (k, *refreshes)
-        total = np.zeros((len(k), squared.shape[2]))
-        for i in range(len(steps)):
-            for j in range(i + 1, len(steps)):
-                product = weights[:, i] * weights[:, j]
-                total -= product[:, None] * squared[steps[i], steps[j]]
-        return cast("Floats", np.sqrt(np.maximum(total, 0.0)).mean(axis=1))
+        return cast("Floats", combination_rms(change, np.stack((k, *refreshes), axis=1), weights).mean(axis=1))
 
     return _table(len(timesteps), substitute.order if order is None else order, max_reuse, combined)
 

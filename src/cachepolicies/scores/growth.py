@@ -100,8 +100,9 @@ class Growth:
 def combination_rms(change: Floats, steps: NDArray[np.int64], weights: Floats) -> Floats:
     """Return the RMS of combinations of the outputs of calibration runs, from their pairwise distances alone.
 
-    For weights that sum to 0, ``rms(sum_i a_i y_i)^2 = -1/2 sum_ij a_i a_j rms(y_i - y_j)^2``: expanding the square on
-    the right, what is not a product ``a_i a_j <y_i, y_j>`` carries the factor ``sum a = 0``.
+    For weights that sum to 0, ``rms(sum_i a_i y_i)^2 = -1/2 sum_ij a_i a_j rms(y_i - y_j)^2`` (Schoenberg's identity
+    for squared distances): expanding the square on the right, what is not a product ``a_i a_j <y_i, y_j>`` carries the
+    factor ``sum a = 0``.
 
     Args:
         change: ``(N, N, S)`` RMS of y_i - y_j for each sample.
@@ -111,8 +112,11 @@ def combination_rms(change: Floats, steps: NDArray[np.int64], weights: Floats) -
     Returns:
         ``(M, S)`` float64; what rounding makes negative under the root is 0.
     """
-    squares = change.astype(np.float64)[steps[:, :, None], steps[:, None, :]] ** 2
-    total = -0.5 * np.einsum("mi,mj,mijs->ms", weights, weights, squares)
+    squares = change.astype(np.float64) ** 2
+    squares = (squares + squares.swapaxes(0, 1)) / 2
+    total = np.zeros((len(steps), change.shape[2]))
+    for i, j in itertools.combinations(range(steps.shape[1]), 2):
+        total -= (weights[:, i] * weights[:, j])[:, None] * squares[steps[:, i], steps[:, j]]
     return cast("Floats", np.sqrt(np.maximum(total, 0.0)))
 
 
