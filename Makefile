@@ -5,12 +5,15 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench study train clean
+.PHONY: help demo test lint coverage stateful changelog docs bench study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
 	@echo "make test   lint, then the test suite"
-	@echo "make lint   ruff check, ruff format --check, mypy --strict"
+	@echo "make lint   ruff check, ruff format --check, mypy --strict, and that imports run one way"
+	@echo "make stateful  3000 generations in flight at once, each compared with the same alone (minutes)"
+	@echo "make coverage  the test suite with the lines and branches that it does not reach"
+	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
 	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
@@ -36,6 +39,18 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini tests
+	$(BIN)/lint-imports --no-cache
+
+coverage: $(INSTALLED)
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage report
+
+stateful: $(INSTALLED)
+	CACHEPOLICIES_GENERATIONS=3000 $(BIN)/python -m pytest tests/test_stateful.py
+
+changelog: $(INSTALLED)
+	$(BIN)/towncrier build --version $(VERSION)
 
 docs: $(INSTALLED_DOCS)
 	$(BIN)/mkdocs build --strict

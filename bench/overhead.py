@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cachepolicies import CachedDenoiser, Profile, _guards
+from cachepolicies import CachedDenoiser, Profile
+from cachepolicies.engine import memory, record, stand_in
 from cachepolicies.profiles.schema import Curve, ModelInfo, SchedulerInfo
 
 SHAPE = (4, 8, 12, 12)
@@ -97,7 +98,10 @@ def counted_reads(call: Callable[[], object]) -> int:
         reads += 1
         return original(self)
 
-    with mock.patch.object(_guards, "visible", return_value=False), mock.patch.object(Tensor, "tolist", tolist):
+    with ExitStack() as stack:
+        for module in (memory, record, stand_in):
+            stack.enter_context(mock.patch.object(module, "visible", return_value=False))
+        stack.enter_context(mock.patch.object(Tensor, "tolist", tolist))
         call()
     return reads
 
@@ -128,11 +132,13 @@ def nothing_around() -> Iterator[None]:
 
 def held(denoiser: CachedDenoiser) -> int:
     """Return the bytes of the tensors in the engine's stores and states after a run's last call."""
-    run = denoiser._engine._run
-    if run is None:
+    request = denoiser._requests.latest
+    if request is None or request.run is None:
         return 0
-    tensors = [refresh.output for store in run.stores.values() for refresh in store.history]
-    tensors += [group.state.x for group in run.groups.values() if isinstance(getattr(group.state, "x", None), Tensor)]
+    run = request.run
+    tensors = [refresh.output for store in run.memory._stores.values() for refresh in store.history]
+    states = [getattr(group.state, "inner", group.state) for group in run.groups.values()]  # inner: within limits
+    tensors += [state.x for state in states if isinstance(getattr(state, "x", None), Tensor)]
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 

@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cachepolicies import _plugins
-from cachepolicies._registry import Entry
 from cachepolicies.adapters import Adapter, Blocks
+from cachepolicies.registry.load import adapters
+from cachepolicies.registry.registry import Entry
 from tiny_models import TINY
 from tiny_pipelines import PIPELINES
 
@@ -26,9 +26,7 @@ Row = tuple[str, ...]
 
 def generated() -> str:
     """Return what stands on the page between the two marks, both included."""
-    known = [
-        (entry, entry.factory()) for entry in _plugins.adapters().entries() if entry.distribution == "cachepolicies"
-    ]
+    known = [(entry, entry.factory()) for entry in adapters().entries() if entry.distribution == "cachepolicies"]
     tested = _pipelines()
     first = _table(
         ("class", "for", "signals", "tested on a tiny model", "tested in a real pipeline", "the place follows"),
@@ -92,7 +90,7 @@ def _streams(streams: Sequence[str], stack: Sequence[Blocks]) -> str:
 
 
 def _tiny(name: str) -> str:
-    """Say whether ``tests/test_adapters.py`` runs the class, and in which further configurations."""
+    """Say whether ``tests/test_contracts.py`` runs the class, and in which further configurations."""
     keys = [key for key in TINY if key.partition("-")[0] == name]
     further = [f"`{key.partition('-')[2]}`" for key in keys if key != name]
     if not keys:

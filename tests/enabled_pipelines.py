@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 import cachepolicies
-from cachepolicies import CacheWarning, Decision, Needs, Profile, Trace, as_scheduler
+from cachepolicies import CachePolicy, CacheWarning, Decision, Profile, Reason, Trace, as_scheduler
 from cachepolicies.adapters import adapter_of
 from cachepolicies.profiles.schema import Curve, ModelInfo, SchedulerInfo
 from tiny_pipelines import PIPELINES
@@ -80,7 +80,7 @@ def settings(key: str, policy: str, guidance: bool = True) -> dict:
     if policy == "teacache":
         signals = adapter_of(module).signals
         signal = "modulated_input" if "modulated_input" in signals else "timestep_embedding"
-        given = {"coefficients": (1.0, 0.0), "signal": signal}
+        given: dict[str, Any] = {"coefficients": (1.0, 0.0), "signal": signal}
         return given | {"threshold": 1.2 * max(scores(key, policy, guidance, threshold=1e-12, **given))}
     given = {"profile": constant_profile(pipe, module)}
     return given | {"epsilon": 1.2 * max(scores(key, policy, guidance, epsilon=1e-12, **given))}
@@ -131,7 +131,11 @@ def counted(*modules: nn.Module) -> Iterator[list[list[int]]]:
 
 def steps_of(trace: Trace) -> list[int]:
     """The steps that a trace has, in order, each once."""
-    return sorted({record.index for record in trace.records})
+    steps = set()
+    for record in trace.records:
+        assert record.index is not None
+        steps.add(record.index)
+    return sorted(steps)
 
 
 def decisions(trace: Trace) -> list[tuple]:
@@ -139,24 +143,20 @@ def decisions(trace: Trace) -> list[tuple]:
     return [(record.branch, record.index, record.evaluated, record.reason) for record in trace.records]
 
 
+class Why(Reason):
+    STEP = "step"
+
+
 @frozen(eq=False)
-class ReuseSteps:
+class ReuseSteps(CachePolicy):
     """Reuse at the steps named, of the run that the engine knows of."""
 
     name: ClassVar[str] = "reuse-steps"
-    needs: ClassVar[Needs] = Needs()
-    reuses: ClassVar[bool] = True
 
     steps: frozenset[int] = frozenset()
 
-    def start(self, run):
-        return None
-
     def decide(self, step, state):
-        return Decision.same(step.index in self.steps, "step", step.run.decisions)
-
-    def observe(self, step, decision, output, state):
-        return None
+        return Decision.same(step.index in self.steps, Why.STEP, step.run.decisions)
 
 
 def evaluated_of(trace, branch: str) -> list[tuple[int, bool]]:

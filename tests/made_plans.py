@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cachepolicies.planning._plan import Plan, PlanPoint, PlanSource
+from cachepolicies.planning.plan_record import Plan, PlanPoint, PlanSource
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.profiles.schema import SchedulerInfo
 

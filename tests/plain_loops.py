@@ -1,10 +1,14 @@
-"""Sampling loops as users of diffusers write them, the reference for ours."""
+"""Sampling loops written out: as users of diffusers write them, for reference, and around a cached denoiser."""
 
 from __future__ import annotations
 
 import diffusers
+import numpy as np
+import torch
 
-from cachepolicies._output import tensor_of
+from cachepolicies.base.outputs import tensor_of
+from cachepolicies.schedulers.flow_euler import FlowEuler
+from denoisers import SHAPE
 
 
 def plain_loop(scheduler, denoiser, x, num_steps, generator=None, **conditioning):
@@ -23,3 +27,15 @@ def plain_loop(scheduler, denoiser, x, num_steps, generator=None, **conditioning
         else:
             x = scheduler.step(output, t, x, return_dict=False, **extra)[0]
     return x
+
+
+def sampled(denoiser, num_steps, seeds):
+    """Sample a cached denoiser from the noise of the seeds; return the number of evaluations of every sample."""
+    scheduler = FlowEuler()
+    ts, sampling = scheduler.timesteps(num_steps), scheduler.begin(num_steps)
+    x = torch.cat([torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    with denoiser.run(timesteps=ts):
+        while not sampling.finished:
+            given, t = sampling.model_input(x)
+            x = sampling.advance(denoiser(given, t), x)
+    return np.sum([record.evaluated for record in denoiser.trace.records], axis=0)

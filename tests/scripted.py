@@ -7,11 +7,15 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from cachepolicies import Decision, Needs, RunInfo, Step
+from cachepolicies import CachePolicy, Decision, Needs, Reason, Step
+
+
+class Why(Reason):
+    SCRIPT = "script"
 
 
 @frozen(eq=False)
-class Scripted:
+class Scripted(CachePolicy):
     """Reuse the samples that `script` names at a t; evaluate everywhere else.
 
     Attributes:
@@ -30,19 +34,9 @@ class Scripted:
     def needs(self) -> Needs:
         return Needs(signals=self.signals)
 
-    @property
-    def reuses(self) -> bool:
-        return True
-
-    def start(self, run: RunInfo) -> None:
-        return None
-
     def decide(self, step: Step, state: None) -> Decision:
         self.seen[step.t] = dict(step.signals)
         nearest = next((t for t in self.script if abs(t - step.t) < 1e-6), None)
         wanted = False if nearest is None else self.script[nearest]
         reuse = (wanted,) * step.run.decisions if isinstance(wanted, bool) else tuple(wanted)
-        return Decision(reuse, tuple("script" for _ in reuse))
-
-    def observe(self, step: Step, decision: Decision, output: Any, state: None) -> None:
-        return None
+        return Decision(reuse, (Why.SCRIPT,) * len(reuse))

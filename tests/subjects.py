@@ -11,11 +11,11 @@ from attrs import frozen
 from torch import Tensor
 
 from cachepolicies import CalibrationSamples, Profile, calibrate, load_profile
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.reference import image_dit, moving_digits, video_dit
-from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.flow_euler import FlowEuler
-from conftest import SHAPE, Counted, mixture
+from denoisers import SHAPE, Counted, mixture
 
 
 @frozen(eq=False)
@@ -39,7 +39,7 @@ class Subject:
     profile: Profile
     conditioning: Callable[[int, torch.Generator], dict[str, Tensor]]
 
-    def inputs(self, rows: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def inputs(self, rows: int, seed: int) -> tuple[Tensor, dict[str, Any]]:
         """Noise and conditioning; row i does not depend on how many rows there are."""
         noise, conditions = [], []
         for row in range(rows):
@@ -61,6 +61,8 @@ def _labels(n: int, generator: torch.Generator) -> dict[str, Tensor]:
 @functools.cache
 def subject(name: str) -> Subject:
     """Return one of ``"mixture"``, ``"video-dit"`` and ``"image-dit"``."""
+    scheduler: Scheduler
+    shape: tuple[int, ...]
     if name == "mixture":
         scheduler = FlowEuler()
         samples = CalibrationSamples.from_seeds(range(8), SHAPE)

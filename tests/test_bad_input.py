@@ -17,7 +17,8 @@ from cachepolicies import (
 )
 from cachepolicies.policies import SenCache
 from cachepolicies.profiles.schema import ModelInfo, SchedulerInfo
-from conftest import SHAPE, Counted, linear_profile, mixture
+from denoisers import SHAPE, Counted, mixture
+from made_profiles import linear_profile
 
 TIMESTEPS = tuple(np.linspace(1000.0, 40.0, 25).tolist())
 PROFILE = linear_profile(TIMESTEPS)
@@ -64,7 +65,7 @@ def test_set_up(options, error, message):
 
 def test_a_model_that_cannot_be_called():
     with pytest.raises(SettingsError, match="model is a int; a denoiser is a callable"):
-        CachedDenoiser(3, "never")
+        CachedDenoiser(3, "never")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,12 @@ def test_another_resolution_step_count_or_dtype_is_allowed_and_noted():
 )
 def test_calls(x, t, message):
     calls = []
-    denoiser = CachedDenoiser(lambda x, t: calls.append(1) or x, "never")
+
+    def model(x, t):
+        calls.append(1)
+        return x
+
+    denoiser = CachedDenoiser(model, "never")
     with pytest.raises(InputError, match=message):
         denoiser(x, t)
     assert not calls
@@ -170,4 +176,4 @@ def test_more_evaluations_than_steps():
 def test_branch_names():
     denoiser = CachedDenoiser(lambda x, t: x, "never")
     with pytest.raises(SettingsError, match="branch is 3; name a branch by a word"):
-        denoiser(torch.zeros(2, 3), 1.0, branch=3)
+        denoiser(torch.zeros(2, 3), 1.0, branch=3)  # type: ignore[arg-type]

@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
-from cachepolicies._errors import InputError, ProfileError, RunError, SettingsError
-from cachepolicies._units import row_rms
+from cachepolicies.base.errors import InputError, ProfileError, RunError, SettingsError
+from cachepolicies.base.units import row_rms
 from cachepolicies.calibration import (
     CalibrationSamples,
     calibrate,
     clear_checkpoint,
     evaluations_needed,
-    measure,
     weight_steps,
 )
+from cachepolicies.calibration import trajectory as trajectory_module
+from cachepolicies.contracts.scheduler import SamplingRun, Scheduler
 from cachepolicies.profiles import read_profile, save_profile
-from cachepolicies.schedulers.base import SamplingRun, Scheduler
 
 
 class EulerRun(SamplingRun):
@@ -40,7 +40,9 @@ class EulerRun(SamplingRun):
 
     def __init__(self, ts: list[float], heun: bool, noise: float, generators: Any, dtype: torch.dtype) -> None:
         self.ts, self.heun, self.noise, self.generators, self.dtype = ts, heun, noise, generators, dtype
-        self.k, self.start, self.slope = 0, None, None
+        self.k = 0
+        self.start: Tensor | None = None
+        self.slope = torch.zeros(())  # of the last first stage
 
     @property
     def finished(self) -> bool:
@@ -225,6 +227,7 @@ def test_noised_data_moves_along_the_forward_process() -> None:
     profile = run(model, Line(scale=1000.0), samples, trajectory="noised", num_steps=4)
     assert profile.alpha_x.values == pytest.approx(2)
     assert profile.alpha_t.values == pytest.approx(3)
+    assert samples.data is not None
     moved = row_rms(samples.noise - samples.data).numpy()
     for r in range(4):
         for k in range(4):
@@ -278,17 +281,17 @@ def test_evaluations_are_counted_exactly(
 
 
 def test_the_count_is_said_up_front() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    run(curved, Line(heun=True), num_steps=5, progress=True, console=console, name="demo")
-    text = console.file.getvalue()
+    screen = io.StringIO()
+    run(curved, Line(heun=True), num_steps=5, progress=True, console=Console(file=screen, width=200), name="demo")
+    text = screen.getvalue()
     assert "calibrating demo: 76 denoiser evaluations: 4 samples x 19 " in text
     assert "(5 steps + 4 for the sampler's own further stages + 10 for finite differences)" in text
     assert "76/76" in text
-    console = Console(file=io.StringIO(), width=200)
-    run(curved, Line(heun=True), num_steps=5, progress=True, console=console, weights=True)
-    assert "156 denoiser evaluations: 4 samples x 39 " in console.file.getvalue()
-    assert "+ 10 for finite differences + 20 for weights)" in console.file.getvalue()
-    assert "156/156" in console.file.getvalue()
+    screen = io.StringIO()
+    run(curved, Line(heun=True), num_steps=5, progress=True, console=Console(file=screen, width=200), weights=True)
+    assert "156 denoiser evaluations: 4 samples x 39 " in screen.getvalue()
+    assert "+ 10 for finite differences + 20 for weights)" in screen.getvalue()
+    assert "156/156" in screen.getvalue()
 
 
 def test_final_t_equal_to_the_last_t_is_no_next_point() -> None:
@@ -353,7 +356,7 @@ def test_one_batch_bounds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the denoiser is called, no points of another batch are alive, and a batch holds N + 1 at most."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     held: list[tuple[int, int, int]] = []
-    plain = measure.Points
+    plain = trajectory_module.TrajectoryPoints
 
     def tracked() -> Any:
         points = plain()
@@ -364,7 +367,7 @@ def test_one_batch_bounds_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         held.extend((len(alive), len(points.x), points.x[0].shape[0]) for points in alive if points.x)
         return curved(x, t)
 
-    monkeypatch.setattr(measure, "Points", tracked)
+    monkeypatch.setattr(trajectory_module, "TrajectoryPoints", tracked)
     run(model, samples=make_samples(6), num_steps=3, batch_size=2)
     assert max(held) == (1, 4, 2)
 
@@ -381,12 +384,13 @@ def test_an_interrupted_calibration_resumes_where_it_was(tmp_path: Any) -> None:
         run(Counted(curved, fail_at=20), samples=samples, batch_size=2, checkpoint=place)
     assert [p.name for p in place.glob("samples-*")] == ["samples-00000-00002.safetensors"]
     again = Counted(curved)
-    console = Console(file=io.StringIO(), width=200)
+    screen = io.StringIO()
+    console = Console(file=screen, width=200)
     resumed = run(again, samples=samples, batch_size=2, checkpoint=place, progress=True, console=console)
     assert resumed == whole
     assert again.rows == 3 * 18
-    assert "2 samples are done already" in console.file.getvalue()
-    assert "90/90" in console.file.getvalue()
+    assert "2 samples are done already" in screen.getvalue()
+    assert "90/90" in screen.getvalue()
     idle = Counted(curved)
     assert run(idle, samples=samples, batch_size=2, checkpoint=place) == whole
     assert idle.rows == 0

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cachepolicies.cli import app
 from cachepolicies.planning import plan, read_plan
 from cachepolicies.profiles import read_profile, save_profile
-from test_planning import outputs, profile_of
+from made_profiles import outputs, profile_of
 
 
 @pytest.fixture
@@ -51,9 +51,8 @@ def test_every_budget_is_shown_on_request(profile):
     assert len(long.output.splitlines()) == len(short.output.splitlines()) + 12 - 9
 
 
-@pytest.mark.parametrize("method", ["shortest-path", "milp"])
-def test_a_target(profile, method, tmp_path):
-    result = run(profile, "--target", 0.8, "--method", method, "--out", tmp_path / "plan.json")
+def test_a_target(profile, tmp_path):
+    result = run(profile, "--target", 0.8, "--out", tmp_path / "plan.json")
     assert result.exit_code == 0, result.output
     assert read_plan(tmp_path / "plan.json").predicted <= 0.8
 

@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pytest
 import typer
 from attrs import evolve
 from typer.testing import CliRunner
 
-from cachepolicies import _plugins
-from cachepolicies._errors import SettingsError
-from cachepolicies._plugins import PluginFailure, Plugins
-from cachepolicies._registry import Entry, Registry, Source
+from cachepolicies.base.errors import SettingsError
 from cachepolicies.cli import app
 from cachepolicies.cli.application import CleanErrors
+from cachepolicies.registry.load import PluginFailure, Plugins, adapters
+from cachepolicies.registry.registry import Entry, Registry, Source
 
 OURS = Source("cachepolicies", "0.1")
 THEIRS = Source("acme-policies", "2.0", "acme = acme.plugin")
+
+
+def registry(kind: str, *entries: Entry[Any]) -> Registry[Any]:
+    empty: Registry[Any] = Registry(kind)
+    return empty.extended(entries)
 
 
 @pytest.fixture
 def loaded(monkeypatch):
     """Put known registries in place of the loaded ones, with a failure and words that look like markup."""
     made = Plugins(
-        Registry("adapter").extended(
-            [Entry("NovaModel", dict, OURS, "Nova."), Entry("AcmeModel", dict, THEIRS, "Acme's.")]
+        adapters=registry(
+            "adapter", Entry("NovaModel", dict, OURS, "Nova."), Entry("AcmeModel", dict, THEIRS, "Acme's.")
         ),
-        Registry("policy").extended(
-            [Entry("never", dict, OURS, "Evaluates."), Entry("acme", dict, THEIRS, "Odd [bold]words[/x].")]
+        policies=registry(
+            "policy", Entry("never", dict, OURS, "Evaluates."), Entry("acme", dict, THEIRS, "Odd [bold]words[/x].")
         ),
-        Registry("scheduler").extended([Entry("flow-euler", dict, OURS, "Euler.")]),
-        Registry("substitute").extended([Entry("hold", dict, OURS, "Holds.")]),
-        Registry("tolerance schedule").extended([Entry("constant", dict, OURS, "One for all.")]),
-        (PluginFailure(Source("broken-dist", "3.1", "brk = brk"), ImportError("no [red]moon")),),
+        schedulers=registry("scheduler", Entry("flow-euler", dict, OURS, "Euler.")),
+        scores=registry("score", Entry("bound", dict, OURS, "A bound.")),
+        signals=registry("signal", Entry("size", dict, THEIRS, "The latent's size.")),
+        sites=registry("site", Entry("output", dict, OURS, "The output.")),
+        substitutes=registry("substitute", Entry("hold", dict, OURS, "Holds.")),
+        tolerances=registry("tolerance schedule", Entry("constant", dict, OURS, "One for all.")),
+        failures=(PluginFailure(Source("broken-dist", "3.1", "brk = brk"), ImportError("no [red]moon")),),
     )
-    monkeypatch.setattr(_plugins, "_loaded", made)
+    monkeypatch.setattr("cachepolicies.registry.load._loaded", made)
     monkeypatch.setenv("COLUMNS", "120")
     return made
 
@@ -79,8 +87,8 @@ def test_a_narrow_terminal_cuts_no_name(loaded, monkeypatch):
 
 def test_a_pipe_gets_one_line_for_each_name(loaded, monkeypatch):
     monkeypatch.delenv("COLUMNS")
-    long = evolve(loaded, policies=Registry("policy").extended([Entry("long", dict, OURS, "word " * 25 + "end")]))
-    monkeypatch.setattr(_plugins, "_loaded", long)
+    long = evolve(loaded, policies=registry("policy", Entry("long", dict, OURS, "word " * 25 + "end")))
+    monkeypatch.setattr("cachepolicies.registry.load._loaded", long)
     assert run("policies").stdout.count("word " * 25 + "end") == 1
 
 
@@ -89,6 +97,9 @@ REGISTRY_OF = {
     "policies": "policies",
     "schedulers": "schedulers",
     "schedules": "tolerances",
+    "scores": "scores",
+    "signals": "signals",
+    "sites": "sites",
     "substitutes": "substitutes",
 }
 
@@ -115,7 +126,7 @@ def test_the_installed_adapters_are_listed():
     result = run("adapters", "--json")
     assert result.exit_code == 0
     read = json.loads(result.stdout)["adapters"]
-    assert [entry["name"] for entry in read] == list(_plugins.adapters().names())
+    assert [entry["name"] for entry in read] == list(adapters().names())
     ours = [entry for entry in read if entry["distribution"] == "cachepolicies"]
     assert "WanTransformer3DModel" in [entry["name"] for entry in ours]
     assert all(entry["summary"].endswith(".") for entry in ours)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cachepolicies._errors import InputError, NeedsError, RunError, SettingsError, UnknownNameError
+from cachepolicies.base.errors import InputError, NeedsError, RunError, SettingsError, UnknownNameError
 from cachepolicies.calibration import CalibrationSamples, calibrate
 from cachepolicies.comparison import Candidate, Inputs, Workload, _extras, compare, load_workload, matched_baselines
 from cachepolicies.comparison.metrics import psnr, ssim
-from cachepolicies.comparison.report import render, write_all
+from cachepolicies.comparison.report import rendered_report, write_all
 from cachepolicies.reference import moving_digits
 from cachepolicies.reference.guided import GuidedDenoiser
 from cachepolicies.reference.workloads import image_dit, image_inputs, video_accuracy, video_dit, video_inputs
@@ -50,7 +51,7 @@ def nearness(samples, inputs):
 
 
 def tiny(**changed):
-    options = {
+    options: dict[str, Any] = {
         "name": "tiny",
         "denoiser": pull,
         "scheduler": "flow-euler",
@@ -131,7 +132,7 @@ def test_a_model_that_calls_itself_is_found_out():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_passes, "CountedDenoiser", Forgetful)
-        with pytest.raises(RunError, match=r"called 24 times on 24 rows, but the sampler counts 12 calls on 12 rows"):
+        with pytest.raises(RunError, match=r"evaluated 24 times on 24 rows, but the sampler counts 12 evalu"):
             compare(tiny(), [Candidate("u", "uniform:every=2")], [0], progress=False)
 
 
@@ -251,7 +252,7 @@ def test_text_from_outside_is_escaped(profile):
         audited=1,
         progress=False,
     )
-    html = render(found)
+    html = rendered_report(found)
     assert "<i>x" not in html
     assert "<b>tiny" not in html
     assert "&lt;i&gt;x&lt;/i&gt;" in html
@@ -454,7 +455,7 @@ def test_reference_workloads_sample(build_workload):
     assert found.results[1].mean_nfe == 2
     frames = moving_digits.FRAMES if build_workload is video_dit else 1
     assert found.uncached.pictures.shape[:2] == (3, frames)
-    assert "accuracy" in render(found)
+    assert "accuracy" in rendered_report(found)
 
 
 def test_the_audit_keeps_to_the_batch_size():

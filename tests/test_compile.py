@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
 from attrs import field, frozen
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from cachepolicies import CachedDenoiser, RunError, SettingsError, disable, enable
 from cachepolicies.policies import Never, Uniform
 from scripted import Scripted
-from test_adapters import blocks_of, calls_of
+from stack_by_hand import blocks_of, calls_of
 from tiny_models import TINY, TinyModel
 from tiny_pipelines import PIPELINES
 
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
+    counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -70,7 +73,7 @@ def two_of_three(tiny: TinyModel) -> Scripted:
     return Scripted({t: True for k, t in enumerate(levels(tiny)) if k % 3})
 
 
-def compile_as(mode: str, model: nn.Module, backend):
+def compile_as(mode: str, model: Any, backend):
     """Compile, and return what is called from then on."""
     if mode == "regional":
         model.compile_repeated_blocks(fullgraph=True, backend=backend)
@@ -92,6 +95,16 @@ def eager() -> dict[str, list[Tensor]]:
             found[key] = Loop().run(model, tiny).outputs
             assert on.trace.cache_ratio == pytest.approx(2 / 3)
     return found
+
+
+class Around:
+    """What a sampler may put around a model."""
+
+    def __init__(self, called) -> None:
+        self.network = called
+
+    def __call__(self, hidden_states, timestep, **kwargs):
+        return self.network(hidden_states, timestep, **kwargs)
 
 
 def check(outputs: list[Tensor], wanted: list[Tensor]) -> None:
@@ -150,7 +163,54 @@ def test_a_model_compiled_whole_compiles_its_parts_once(key, mode, order, eager)
     assert counter.op_count > 10 * len(blocks_of(model)), "the blocks ran without being compiled"
     after_both_kinds = cached.graphs[-1] - cached.graphs[1]
     assert after_both_kinds <= 2
+    # the graph is broken where the cache is left to Python, and nowhere else: not in every block
+    assert counters["graph_break"]
+    assert not [why for why in counters["graph_break"] if "`torch.compiler.disable()`d function" not in why]
     disable(called)
+
+
+@pytest.mark.parametrize("site", ["blocks", "blocks.1"])
+@pytest.mark.parametrize("around", [lambda called: called, lambda called: Around(called), "closure"])
+def test_a_compiled_model_in_a_wrapper_is_compiled(site, around):
+    """Counting its operations in the first call would have the compiler give it up."""
+    tiny = TINY["WanTransformer3DModel"]
+    model = tiny.build()
+    counter = CompileCounter()
+    called = torch.compile(model, backend=counter)
+
+    def closure(hidden_states, timestep, **kwargs):
+        return called(hidden_states, timestep, **kwargs)
+
+    vars(closure)["network"] = model
+    denoiser = CachedDenoiser(closure if around == "closure" else around(called), two_of_three(tiny), site=site)
+    loop = Loop().run(denoiser, tiny, counter)
+    eager = CachedDenoiser(tiny.build(), two_of_three(tiny), site=site)
+    check(loop.outputs, Loop().run(eager, tiny).outputs)
+    assert denoiser.cache_ratio == pytest.approx(2 / 3)
+    assert counter.op_count > 20
+    assert loop.graphs[-1] - loop.graphs[1] <= 2
+
+
+def test_a_function_that_is_compiled_inside_of_a_block_stays_compiled():
+    """As models do with flex attention; nobody can see it from outside."""
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter)
+    def compiled(hidden_states):
+        return hidden_states + torch.tanh(hidden_states)
+
+    class Inside(Block):
+        def forward(self, hidden_states, t):
+            return compiled(super().forward(hidden_states, t))
+
+    model = Stack()
+    model.blocks = nn.ModuleList(Inside() for _ in range(3))
+    denoiser = CachedDenoiser(model, Never(), site="blocks")
+    counted = CachedDenoiser(model, Scripted(), site="blocks")
+    for one in (counted, denoiser):
+        for t in (3.0, 2.0):
+            one(torch.ones(1, 4), torch.full((1,), t))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize(("name", "mode"), [("wan", "wrapped"), ("flux", "regional")])
@@ -174,7 +234,7 @@ def test_a_compiled_model_in_its_pipeline(name, mode):
 
 def test_with_a_code_generator_the_blocks_are_compiled_and_skipped():
     tiny = TINY["WanTransformer3DModel"]
-    model = tiny.build()
+    model: Any = tiny.build()
     with enable(model, two_of_three(tiny)):
         want = Loop().run(model, tiny, steps=STEPS).outputs
     model.compile_repeated_blocks(fullgraph=True, backend="inductor" if shutil.which("g++") else "aot_eager")
@@ -296,7 +356,7 @@ def test_a_graph_in_which_nothing_can_be_skipped_is_refused(kind, site):
 
 def test_blocks_that_were_replaced_by_a_graph_are_noticed():
     """The model still has its blocks, but what is called is a graph of them: no gate is ever reached."""
-    stack = Stack().eval().requires_grad_(False)
+    stack: Any = Stack().eval().requires_grad_(False)
     graph = torch.jit.trace(stack, INPUTS)
     stack.forward = lambda x, t: graph(x, t)
     for site in ("blocks", "blocks.0"):

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import accelerate
 import pytest
@@ -22,8 +23,8 @@ from torch import nn
 from cachepolicies import RunError, disable, enable
 from cachepolicies.policies import Never
 from scripted import Scripted
-from test_adapters import ByHand, blocks_of, calls_of, level, moved
-from tiny_models import TINY
+from stack_by_hand import ByHand, blocks_of, calls_of
+from tiny_models import TINY, level, moved
 from tiny_pipelines import PIPELINES
 
 MODELS = ("WanTransformer3DModel", "FluxTransformer2DModel", "LTXVideoTransformer3DModel")
@@ -45,8 +46,8 @@ class Feature:
     """Something that changes how a module runs, and how it is taken off again (``None``: it cannot be)."""
 
     name: str
-    apply: Callable[[nn.Module], object]
-    undo: Callable[[nn.Module], object] | None = field(default=None)
+    apply: Callable[[Any], object]
+    undo: Callable[[Any], object] | None = field(default=None)
 
 
 def group_offload(kind: str, **settings):
@@ -61,7 +62,7 @@ def group_offload(kind: str, **settings):
 def remove_group_offload(model: nn.Module) -> None:
     for module in model.modules():
         if "_diffusers_hook" in vars(module):
-            module._diffusers_hook.remove_hook("group_offloading", recurse=False)
+            vars(module)["_diffusers_hook"].remove_hook("group_offloading", recurse=False)
 
 
 def cast(dtype: torch.dtype):
@@ -72,7 +73,7 @@ def lora_config() -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "proj_out"], init_lora_weights=False)
 
 
-def add_lora(model: nn.Module, name: str = "first", seed: int = 5) -> None:
+def add_lora(model: Any, name: str = "first", seed: int = 5) -> None:
     """Add an adapter with weights that do something, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,13 +81,13 @@ def add_lora(model: nn.Module, name: str = "first", seed: int = 5) -> None:
     model.requires_grad_(False)
 
 
-def train(model: nn.Module) -> None:
+def train(model: Any) -> None:
     model.train()
     model.requires_grad_(True)
     model.enable_gradient_checkpointing()
 
 
-def stop_training(model: nn.Module) -> None:
+def stop_training(model: Any) -> None:
     model.disable_gradient_checkpointing()
     model.requires_grad_(False)
     model.eval()
@@ -434,7 +435,7 @@ def test_an_exception_in_a_block_leaves_nothing_behind(key):
 @orders
 def test_saving_while_enabled_writes_the_same_files(key, order, tmp_path):
     tiny = TINY[key]
-    model = tiny.build()
+    model: Any = tiny.build()
     model.save_pretrained(tmp_path / "bare")
     with enable(model, Never()):
         if order == "cache first":

@@ -6,6 +6,7 @@ import gc
 import math
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +15,15 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachepolicies import CachedDenoiser
-from cachepolicies._errors import InputError, NeedsError, ProfileError, SettingsError
-from cachepolicies._layout import Layout
-from cachepolicies._policy import Needs
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo
+from cachepolicies import CachedDenoiser, Needs, Setup
+from cachepolicies.base.errors import InputError, NeedsError, ProfileError, SettingsError
+from cachepolicies.base.layout import Layout
+from cachepolicies.contracts.step import RunInfo
 from cachepolicies.planning import continuous
 from cachepolicies.planning.simulate import mean_evaluations
 from cachepolicies.planning.weights import step_weights
 from cachepolicies.policies import SenCache
 from cachepolicies.profiles import Curve, load_profile
-from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.schedulers.karras_heun import KarrasHeun
 from cachepolicies.schedulers.resolve import scheduler_of
 from cachepolicies.scores import Bound, Displacement, Extrapolated, score_of
@@ -33,11 +31,13 @@ from cachepolicies.substitutes.hold import Hold
 from cachepolicies.substitutes.linear import Linear
 from cachepolicies.substitutes.quadratic import Quadratic
 from cachepolicies.tolerances.optimal import Optimal
-from conftest import SHAPE, Counted, mixture
-from test_scores import trajectory_profile
-from test_simulate import Distance, steady
+from denoisers import Counted, mixture
+from made_profiles import trajectory_profile
+from plain_loops import sampled
+from steady_runs import Distance, steady
 
 SHIPPED = load_profile("video-dit")
+DISPLACEMENT = SHIPPED.tables["displacement"]
 BOUND = Bound(SHIPPED)
 
 
@@ -68,7 +68,7 @@ def test_the_shape_is_the_formula(q):
 
 def test_for_hold_it_is_the_square_root_of_rate_over_weight():
     ts = SHIPPED.timesteps
-    table = SHIPPED.displacement.astype(np.float64).mean(axis=2)
+    table = DISPLACEMENT.astype(np.float64).mean(axis=2)
     rates = continuous.one_step_scores(BOUND, ts, table)
     over = [BOUND.at((ts[k],), ts[k + 1], table[k, k + 1]) for k in range(49)]
     assert rates[0] == over[0]
@@ -125,7 +125,10 @@ def test_short_histories_take_the_first_full_one():
 @pytest.mark.parametrize("substitute", [Hold(), Linear(), Quadratic()], ids=["hold", "linear", "quadratic"])
 @pytest.mark.parametrize("num_steps", [20, 30, 50, 100])
 def test_budgets_are_met_within_one_evaluation(num_steps, substitute):
-    ts = scheduler_of(SHIPPED.scheduler).timesteps(num_steps)
+    assert SHIPPED.scheduler is not None
+    scheduler = scheduler_of(SHIPPED.scheduler)
+    assert scheduler is not None
+    ts = scheduler.timesteps(num_steps)
     score = score_of("substitute", SHIPPED, substitute)
     assert num_steps != 50 or ts == SHIPPED.timesteps
     for w in (np.ones(num_steps), weights_of(SHIPPED, ts), step_weights(SHIPPED, "bound", ts)):
@@ -142,7 +145,7 @@ def test_budgets_are_met_within_one_evaluation(num_steps, substitute):
 @settings(max_examples=10)
 def test_evaluations_fall_as_the_constant_grows(scale, slope):
     ts = SHIPPED.timesteps
-    table = SHIPPED.displacement.astype(np.float64)
+    table = DISPLACEMENT.astype(np.float64)
     shape = continuous.optimal_shape(BOUND, np.exp(np.linspace(slope, 0, 50)), ts, table.mean(axis=2))
     counts = [mean_evaluations(BOUND, c * scale * shape, ts, table, None) for c in np.geomspace(0.001, 3, 16)]
     assert counts[0] > counts[-1]
@@ -183,7 +186,7 @@ def test_weights_pay():
     costs = []
     for found in (plain, weighted):
         runs = [
-            continuous.run(BOUND, found.curve.epsilon, SHIPPED.timesteps, table[:, :, s].tolist(), None)
+            continuous.simulate_run(BOUND, found.curve.epsilon, SHIPPED.timesteps, table[:, :, s].tolist(), None)
             for s in range(SHIPPED.samples)
         ]
         costs.append(np.mean([w @ np.array(run.reuse_scores) for run in runs]))
@@ -237,7 +240,7 @@ def test_bad_input_is_refused():
         solve(ones[:2], (1.0, 2.0), nfe=1)
     with pytest.raises(NeedsError, match="'displacement'"):
         solve(profile=evolve(SHIPPED, tables={}), nfe=20)
-    still = evolve(SHIPPED, tables={"displacement": 0 * SHIPPED.displacement})
+    still = evolve(SHIPPED, tables={"displacement": 0 * DISPLACEMENT})
     frozen = Curve(SHIPPED.timesteps, np.zeros((50, 8)))
     score = Bound(evolve(SHIPPED, curves={"alpha_x": frozen, "alpha_t": frozen}))
     with pytest.raises(ProfileError, match="no finite change at any of the 50 steps"):
@@ -259,18 +262,6 @@ def run_of(profile, timesteps):
     )
 
 
-def sampled(denoiser, num_steps, seeds):
-    """The number of evaluations of every sample."""
-    scheduler = FlowEuler()
-    ts, sampling = scheduler.timesteps(num_steps), scheduler.begin(num_steps)
-    x = torch.cat([torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    with denoiser.run(timesteps=ts):
-        while not sampling.finished:
-            given, t = sampling.model_input(x)
-            x = sampling.advance(denoiser(given, t), x)
-    return np.sum([record.evaluated for record in denoiser.trace.records], axis=0)
-
-
 @pytest.mark.parametrize("substitute", ["hold", "linear", "quadratic"])
 @pytest.mark.parametrize(("num_steps", "nfe"), [(50, 20), (30, 12)])
 def test_a_run_with_other_samples_meets_the_budget_in_the_mean(mixture_profile, substitute, num_steps, nfe):
@@ -283,14 +274,19 @@ def test_a_run_with_other_samples_meets_the_budget_in_the_mean(mixture_profile, 
 def test_the_curve_is_that_of_solve_and_is_found_once(monkeypatch):
     calls = []
     original = continuous.tolerance
-    monkeypatch.setattr(continuous, "tolerance", lambda *a, **k: calls.append(k) or original(*a, **k))
+
+    def noting(*args, **kwargs):
+        calls.append(kwargs)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(continuous, "tolerance", noting)
     schedule, setup, ts = Optimal(target=0.5, weights="uniform"), Setup(SHIPPED, Hold()), SHIPPED.timesteps
     for _ in range(3):
         at = schedule.start(run_of(SHIPPED, ts), setup, BOUND, 5)
     schedule.start(run_of(SHIPPED, ts[::2]), setup, BOUND, 5)
     assert len(calls) == 2
     found = continuous.solve(SHIPPED, BOUND, np.ones(50), target=0.5, max_reuse=5)
-    steps = [SimpleNamespace(t=t) for t in ts]
+    steps: list[Any] = [SimpleNamespace(t=t) for t in ts]
     assert [at(step) for step in steps] == list(found.curve.epsilon)
 
 
@@ -305,10 +301,14 @@ def test_the_schedule_needs_a_declared_run_and_valid_settings():
     heun = Setup(SHIPPED, Hold(), KarrasHeun())
     with pytest.raises(SettingsError, match="makes 2"):
         Optimal(nfe=20, weights="uniform").start(run_of(SHIPPED, SHIPPED.timesteps), heun, BOUND, 3)
-    for wrong in ({}, {"nfe": 20, "target": 0.1}):
+    unclear: list[dict[str, Any]] = [{}, {"nfe": 20, "target": 0.1}]
+    for wrong in unclear:
         with pytest.raises(SettingsError, match="either nfe"):
             Optimal(**wrong)
-    for wrong in ({"nfe": 0.5}, {"nfe": -3}, {"target": 0.0}, {"nfe": math.nan}, {"nfe": 20, "weights": "random"}):
+    invalid: list[dict[str, Any]] = [
+        {"nfe": 0.5}, {"nfe": -3}, {"target": 0.0}, {"nfe": math.nan}, {"nfe": 20, "weights": "random"},
+    ]  # fmt: skip
+    for wrong in invalid:
         with pytest.raises(SettingsError):
             Optimal(**wrong)
     assert Optimal(nfe=20).needs == Needs(curves=["weight"], tables=["displacement"], run_length=True)

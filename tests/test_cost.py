@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from cachepolicies import CachedDenoiser, _host, enable, sample
-from conftest import SHAPE, Counted, linear_profile, mixture
+from cachepolicies import CachedDenoiser, enable, sample
+from cachepolicies.base.host import DeclaredTimesteps
+from counting import counting_operators, counting_reads
+from denoisers import SHAPE, Counted, mixture
+from made_profiles import linear_profile
 from tiny_pipelines import PIPELINES
 
 TIMESTEPS = tuple(float(t) for t in range(1000, 0, -40))
-WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
-WAITING |= {"aten::_unique2", "aten::masked_select", "aten::unique_dim", "aten::allclose"}
-READS = ("tolist", "item", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__")
 
-
-@contextmanager
-def counting_operators():
-    """Count the operators that would wait for a device, as torch dispatches them."""
-    seen: Counter[str] = Counter()
-
-    class Mode(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            name = func.name().split(".")[0]
-            if name in WAITING:
-                seen[name] += 1
-            return func(*args, **(kwargs or {}))
-
-    with Mode():
-        yield seen
-
-
-@contextmanager
-def counting_reads(monkeypatch):
-    """Count every way in which Python looks at a tensor's values, dispatched or not."""
-    seen: Counter[str] = Counter()
-    depth = [0]
-
-    def watch(name):
-        original = getattr(torch.Tensor, name)
-
-        def read(self, *args, **kwargs):
-            if not depth[0]:
-                seen[name] += 1
-            depth[0] += 1
-            try:
-                return original(self, *args, **kwargs)
-            finally:
-                depth[0] -= 1
-
-        return read
-
-    with monkeypatch.context() as patch:
-        for name in READS:
-            patch.setattr(torch.Tensor, name, watch(name))
-        yield seen
+ENGINE = ("engine.memory", "engine.record", "engine.stand_in")
+"""Where the engine asks whether the host sees a tensor."""
 
 
 def walk(denoiser, timesteps=TIMESTEPS):
@@ -83,7 +42,8 @@ SENCACHE = "sencache:epsilon=0.05,epsilon_start=0.05"
 @pytest.mark.parametrize(("policy", "most"), [(SENCACHE, 1), ("uniform:every=2", 0), ("never", 0)])
 def test_synchronisations_a_decision(policy, most, monkeypatch):
     """With tensors out of the host's sight, at most one read a decision; none for decisions without tensors."""
-    monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor: False)
+    for module in ENGINE:
+        monkeypatch.setattr(f"cachepolicies.{module}.visible", lambda tensor: False)
     denoiser = make(policy)
     denoiser.model.denoiser = lambda x, t: x * 0.5  # the analytic model reads on its own account
     with counting_reads(monkeypatch) as reads, counting_operators() as operators:
@@ -108,7 +68,7 @@ def test_no_waiting_operator_on_the_host(policy):
 
 @pytest.mark.parametrize(("policy", "a_step"), [(SENCACHE, 1), ("uniform:every=2", 0), ("never", 0)])
 def test_our_own_loop_does_not_read_t_back(policy, a_step, monkeypatch):
-    for module in ("_guards", "_host", "sampling"):
+    for module in (*ENGINE, "base.host", "schedulers.sample"):
         monkeypatch.setattr(f"cachepolicies.{module}.visible", lambda tensor: False)
     reads_of = []
     for steps in (10, 20):
@@ -120,7 +80,7 @@ def test_our_own_loop_does_not_read_t_back(policy, a_step, monkeypatch):
     assert reads_of[1] - reads_of[0] == 10 * a_step
 
 
-IN_PLACE = {
+IN_PLACE: dict[str, tuple[str, dict[str, Any], int]] = {
     "magcache": ("magcache", {"threshold": 0.5, "ratios": (1.0, *[0.98] * 19), "retention_ratio": 0.1}, 0),
     "uniform": ("uniform", {"every": 2}, 0),
     "never": ("never", {}, 0),
@@ -149,7 +109,7 @@ def reads_a_step(tiny, pipe, monkeypatch, **call):
 def test_synchronisations_a_step_inside_a_pipeline(name, policy, guidance, monkeypatch):
     """The t of FLUX is a new tensor at every step (t / 1000), that of Wan a view; neither is read back."""
     tiny = PIPELINES[name]
-    for module in ("_guards", "_host", "inplace.clock"):
+    for module in (*ENGINE, "base.host", "inplace.clock"):
         monkeypatch.setattr(f"cachepolicies.{module}.visible", lambda tensor: False)
     plain = reads_a_step(tiny, tiny.build(), monkeypatch, guidance=guidance)
     chosen, settings, most = IN_PLACE[policy]
@@ -176,7 +136,7 @@ def test_the_counters_count(monkeypatch):
 def test_a_t_from_the_declared_tensor_is_recognised_by_its_place():
     """On an accelerator a t that is a view of the declared timesteps is not read back."""
     levels = torch.tensor(TIMESTEPS)
-    declared = _host.DeclaredTimesteps(TIMESTEPS, levels, levels._version)
+    declared = DeclaredTimesteps(TIMESTEPS, levels, levels._version)
     for k, t in enumerate(levels):
         assert declared.recognise(t) == TIMESTEPS[k]
         assert declared.recognise(t.expand(5)) == TIMESTEPS[k]
@@ -187,7 +147,7 @@ def test_a_t_from_the_declared_tensor_is_recognised_by_its_place():
     levels[0] = 7.0  # changed in place: the places no longer say what is there
     assert declared.recognise(levels[0]) is None
     strided = torch.arange(20.0)[::2]
-    declared = _host.DeclaredTimesteps(tuple(strided.tolist()), strided, strided._version)
+    declared = DeclaredTimesteps(tuple(strided.tolist()), strided, strided._version)
     assert [declared.recognise(t) for t in strided] == strided.tolist()
 
 
@@ -198,9 +158,9 @@ def test_hold_keeps_one_output_and_one_latent_a_branch():
         for t, _ in pairwise(TIMESTEPS):
             for branch in ("cond", "uncond"):
                 denoiser(x, t, branch=branch)
-        run = denoiser._engine._run
-        outputs = [refresh.output for store in run.stores.values() for refresh in store.history]
-        latents = [group.state.x for group in run.groups.values()]
+        run = denoiser._requests.latest.run
+        outputs = [refresh.output for store in run.memory._stores.values() for refresh in store.history]
+        latents = [group.state.inner.x for group in run.groups.values()]
     assert len(outputs) == 2
     assert len(latents) == 1  # decisions are shared: both branches see the same latent
     sizes = {tensor.untyped_storage().nbytes() for tensor in outputs + latents}

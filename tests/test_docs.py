@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 import cachepolicies
 from adapter_table import BEGIN, END, generated, replaced
 from cachepolicies import hookspecs, load_profile
-from cachepolicies._plugins import load_plugins
-from cachepolicies._registry import Registry
 from cachepolicies.cli import app
+from cachepolicies.registry.load import load_plugins
+from cachepolicies.registry.registry import Registry
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -84,6 +84,7 @@ def test_snippets_are_found() -> None:
     assert "README.md" in covered
     assert {"docs/extending/policies.md", "docs/extending/plugins.md", "docs/usage/wrapper.md"} <= covered
     assert {"docs/extending/adapters.md", "docs/usage/in-place.md", "docs/usage/sites.md"} <= covered
+    assert {"docs/extending/sites.md", "docs/extending/signals.md"} <= covered
 
 
 def test_few_snippets_are_left_out() -> None:
@@ -136,6 +137,7 @@ def documented() -> set[str]:
     "package",
     [
         "cachepolicies",
+        "cachepolicies.contracts",
         "cachepolicies.inplace",
         "cachepolicies.policies",
         "cachepolicies.substitutes",
@@ -147,6 +149,7 @@ def documented() -> set[str]:
         "cachepolicies.planning",
         "cachepolicies.scores",
         "cachepolicies.comparison",
+        "cachepolicies.testing",
     ],
 )
 def test_every_public_name_is_in_the_reference(package: str) -> None:
@@ -290,14 +293,16 @@ def test_the_version_is_in_the_changelog() -> None:
 def test_every_built_in_name_is_described() -> None:
     """Each adapter, policy, substitute and so on of our own is in the page about its kind."""
     loaded = load_plugins()
-    pages: dict[str, Registry[Any]] = {
-        "usage/models.md": loaded.adapters,
-        "choosing-a-policy.md": loaded.policies,
-        "extending/substitutes.md": loaded.substitutes,
-        "extending/tolerances.md": loaded.tolerances,
-        "usage/schedulers.md": loaded.schedulers,
-    }
-    for page, registry in pages.items():
+    pages: list[tuple[str, Registry[Any]]] = [
+        ("usage/models.md", loaded.adapters),
+        ("choosing-a-policy.md", loaded.policies),
+        ("choosing-a-policy.md", loaded.scores),
+        ("usage/sites.md", loaded.sites),
+        ("extending/substitutes.md", loaded.substitutes),
+        ("extending/tolerances.md", loaded.tolerances),
+        ("usage/schedulers.md", loaded.schedulers),
+    ]
+    for page, registry in pages:
         text = (DOCS / page).read_text()
         own = [entry.name for entry in registry.entries() if entry.distribution == "cachepolicies"]
         assert own

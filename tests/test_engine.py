@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,19 +18,24 @@ from torch import Tensor, nn
 
 from cachepolicies import (
     CachedDenoiser,
+    CachePolicy,
     CacheWarning,
+    Context,
     Decision,
     InputError,
     Needs,
     NeedsError,
     PolicyError,
+    Reason,
     RunError,
     RunInfo,
     SettingsError,
     Step,
+    Substitute,
 )
 from cachepolicies.policies import Never, SenCache, Uniform
-from conftest import SHAPE, Counted, linear_profile, mixture
+from denoisers import SHAPE, Counted, mixture
+from made_profiles import linear_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*too few to gain:cachepolicies.CacheWarning")
 
@@ -36,27 +43,25 @@ TIMESTEPS = tuple(np.linspace(1000.0, 40.0, 25).tolist())
 PROFILE = linear_profile(TIMESTEPS, alpha_x=0.2, alpha_t=1e-4)
 
 
+class Why(Reason):
+    AGAIN = "again"
+    ENOUGH = "enough"
+    ROW = "row"
+
+
 @frozen
-class Alternate:
+class Alternate(CachePolicy):
     """Reuse at every call but the first after a refresh, without looking at a tensor."""
 
     name: ClassVar[str] = "alternate"
     max_reuse: int = 1
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
-
-    @property
-    def reuses(self) -> bool:
-        return True
 
     def start(self, run: RunInfo) -> tuple[int, ...]:
         return (self.max_reuse,) * run.decisions
 
     def decide(self, step: Step, state: tuple[int, ...]) -> Decision:
         reuse = tuple(m < self.max_reuse for m in state)
-        return Decision(reuse, tuple("again" if r else "enough" for r in reuse))
+        return Decision(reuse, tuple(Why.AGAIN if r else Why.ENOUGH for r in reuse))
 
     def observe(self, step: Step, decision: Decision, output: Tensor, state: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(m + 1 if r else 0 for m, r in zip(state, decision.reuse, strict=True))
@@ -217,14 +222,47 @@ def test_low_precision_timesteps_are_recognised():
     assert [record.index for record in trace.records] == list(range(len(TIMESTEPS)))
 
 
-def test_nested_runs_are_refused_and_a_run_can_follow():
+def test_two_runs_that_are_open_at_once_are_told_apart_by_their_handles_and_a_run_can_follow():
     denoiser = sencache(Counted(mixture()))
-    with denoiser.run(timesteps=TIMESTEPS), pytest.raises(RunError, match="in progress"):  # noqa: SIM117
-        with denoiser.run(timesteps=TIMESTEPS):
-            pass
+    latents = [noise(seed=1), 3.0 * noise(seed=2)]
+    alone = []
+    for x in latents:
+        with denoiser.run(timesteps=TIMESTEPS) as run:
+            alone.append((euler(denoiser, x), run.trace.to_dict()))
+    with denoiser.run(timesteps=TIMESTEPS) as one, denoiser.run(timesteps=TIMESTEPS) as other:
+        for t, end in zip(TIMESTEPS, (*TIMESTEPS[1:], 0.0), strict=True):
+            with pytest.raises(RunError, match=r"2 runs of this denoiser are open here .* could belong to any of them"):
+                denoiser(latents[0], t)
+            latents = [x + (end - t) / 1000 * run(x, t) for x, run in zip(latents, (one, other), strict=True)]
+    for x, run, (expected, record) in zip(latents, (one, other), alone, strict=True):
+        assert torch.equal(x, expected)
+        assert run.trace.to_dict() == record
+    assert alone[0][1]["nfe"] != alone[1][1]["nfe"]
     with denoiser.run(timesteps=TIMESTEPS):
-        euler(denoiser, noise())
-    assert denoiser.cache_ratio > 0
+        euler(denoiser, noise(seed=1))
+    assert denoiser.trace.to_dict() == alone[0][1]
+
+
+def test_two_generators_that_take_turns_have_a_run_each():
+    denoiser = sencache(Counted(mixture()))
+
+    def generation(x):
+        with denoiser.run(timesteps=TIMESTEPS):
+            for t, end in zip(TIMESTEPS, (*TIMESTEPS[1:], 0.0), strict=True):
+                x = x + (end - t) / 1000 * denoiser(x, t)
+                yield x
+
+    def undeclared(x):
+        for t in TIMESTEPS:
+            yield denoiser(x, t)
+
+    latents = [noise(seed=1), 3.0 * noise(seed=2)]
+    alone = [list(generation(x)) for x in latents]
+    in_turn = zip(*zip(*(generation(x) for x in latents), strict=True), strict=True)
+    for one, other in zip(alone, in_turn, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+    with pytest.raises(RunError, match="two samplings that take turns cannot be told apart"):
+        list(zip(*(undeclared(x) for x in latents), strict=True))
 
 
 def test_run_by_number_of_steps_needs_a_scheduler():
@@ -285,14 +323,17 @@ def test_samplers_that_leave_the_declared_timesteps_are_served(walk):
     assert trace.calls == len(walk)
 
 
-def test_a_refused_inner_run_leaves_the_outer_one_alone():
+def test_an_inner_run_leaves_the_outer_one_alone():
     denoiser = CachedDenoiser(Counted(lambda x, t: x), Alternate())
     levels = [6.0, 5.0, 4.0, 3.0, 2.0]
     with denoiser.run(timesteps=levels) as trace:
         denoiser(noise(), 6.0)
-        with pytest.raises(RunError, match="in progress"), denoiser.run(timesteps=[1.0]):
-            pass
+        with denoiser.run(timesteps=[1.0]) as inner:
+            with pytest.raises(RunError, match="could belong to any of them"):
+                denoiser(noise(), 1.0)
+            inner(noise(), 1.0)
         denoiser(noise(), 5.0)
+    assert inner.calls == inner.nfe == 1
     assert trace.calls == 2
     assert trace.nfe == 1
 
@@ -351,7 +392,7 @@ def test_unnamed_guidance_branches_are_refused_rather_than_mixed_up():
 def test_repeated_points_with_the_same_conditioning_are_no_branches(monkeypatch):
     """Heun evaluates twice at one t; conditioning made anew for each call is still the same conditioning."""
     for place in (True, False):
-        monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor, place=place: place)
+        monkeypatch.setattr("cachepolicies.engine.memory.visible", lambda tensor, place=place: place)
         denoiser = sencache(Counted(branch_model))
         z = noise()
         for t in (1000.0, 960.0, 960.0, 920.0, 920.0):
@@ -427,7 +468,7 @@ def test_only_the_rows_that_need_it_are_evaluated_and_arguments_are_sliced_along
 
     x = noise(4)
     speed = torch.tensor([0.0, 0.02, 0.1, 0.3]).reshape(4, 1, 1, 1)
-    arguments = {"extra": {"a": [torch.arange(4.0)]}, "shared": torch.ones(1, 7)}
+    arguments: dict[str, Any] = {"extra": {"a": [torch.arange(4.0)]}, "shared": torch.ones(1, 7)}
     embedding = torch.arange(1.0, 5.0)
     denoiser = sencache(Counted(model))
     for t in TIMESTEPS:
@@ -464,7 +505,7 @@ class LastRow(Alternate):
 
     def decide(self, step: Step, state: object) -> Decision:
         reuse = (True,) * (step.run.decisions - 1) + (False,)
-        return Decision(reuse, ("row",) * step.run.decisions)
+        return Decision(reuse, (Why.ROW,) * step.run.decisions)
 
 
 def test_lists_of_samples_are_sliced_when_they_are_named():
@@ -504,6 +545,7 @@ def test_one_decision_for_the_batch():
     denoiser = sencache(Counted(mixture()), per_sample=False)
     euler(denoiser, noise(5))
     assert all(len(record.evaluated) == 1 for record in denoiser.trace.records)
+    assert isinstance(denoiser.model, Counted)
     assert set(denoiser.model.rows) == {5}
     assert denoiser.model.calls == denoiser.nfe == denoiser.trace.model_calls
 
@@ -562,7 +604,7 @@ def test_x_and_t_are_found(signature, call):
         return next(v for v in flat if isinstance(v, Tensor) and v.shape[1:] == SHAPE) * 1.0
 
     scope["pick"] = pick
-    names = {"x_name": "z", "t_name": "level"} if "level" in signature else {}
+    names: dict[str, Any] = {"x_name": "z", "t_name": "level"} if "level" in signature else {}
     denoiser = CachedDenoiser(model_scope["model"], Alternate(), **names)
     for t in (900.0, 800.0):
         assert torch.equal(call(denoiser, noise(), t), noise())
@@ -572,7 +614,7 @@ def test_x_and_t_are_found(signature, call):
 
 def test_a_module_stays_reachable():
     module = nn.Linear(4, 4)
-    module.config = {"size": 4}
+    vars(module)["config"] = {"size": 4}
     denoiser = CachedDenoiser(module, Never(), x_name="input", t_name=None)
     assert denoiser.model is module
     assert list(denoiser.parameters()) == list(module.parameters())
@@ -612,12 +654,36 @@ def test_memory_is_one_output_and_one_latent_a_branch_and_gone_after_the_run():
     with denoiser.run(timesteps=TIMESTEPS):
         for t in TIMESTEPS:
             denoiser(noise(seed=int(t)), t)
-        run = denoiser._engine._run
-        held = [t for store in run.stores.values() for refresh in store.history for t in (refresh.output,)]
-        states = [group.state.x for group in run.groups.values()]
+        latest = denoiser._requests.latest
+        assert latest is not None
+        run = latest.run
+        assert run is not None
+        held = [refresh.output for store in run.memory._stores.values() for refresh in store.history]
+        states = [group.state.inner.x for group in run.groups.values()]
         assert len(held) == len(states) == 1
         assert sum(ref() is not None for ref in alive) == 0  # the model's own outputs are copied, not kept
-    assert denoiser._engine._run is None
+    assert denoiser._requests.latest is latest
+    assert latest.run is None
+
+
+def test_the_handle_of_a_run_that_is_over_keeps_nothing_of_where_it_was_entered():
+    denoiser = sencache(Counted(mixture()))
+    gone: list[weakref.ref] = []
+
+    def generate():
+        x = noise()
+        gone.append(weakref.ref(x))
+        with denoiser.run(timesteps=TIMESTEPS) as run:
+            euler(denoiser, x)
+        return run
+
+    gc.disable()
+    try:
+        run = generate()
+        assert gone[0]() is None
+    finally:
+        gc.enable()
+    assert run.calls == len(TIMESTEPS)
 
 
 # -- guards ----------------------------------------------------------------------------------------------------------
@@ -627,7 +693,7 @@ def test_memory_is_one_output_and_one_latent_a_branch_and_gone_after_the_run():
 def placement(request, monkeypatch):
     """Run as if the tensors were where the host cannot see them without waiting."""
     if request.param == "accelerator":
-        monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor: False)
+        monkeypatch.setattr("cachepolicies.engine.memory.visible", lambda tensor: False)
     return request.param
 
 
@@ -804,11 +870,12 @@ def test_an_audit_does_not_show_in_the_further_outputs():
 @pytest.mark.parametrize(
     ("decision", "message"),
     [
-        (Decision((True,), ("x",)), r"returned reuse of length 1; it is a tuple of 2"),
-        (Decision(torch.tensor([True, False]), ("x", "x")), "returned reuse as a Tensor"),
-        (Decision((1, 0), ("x", "x")), "its entries are bools"),
-        (Decision((True, True), ("x",)), "returned reason of length 1"),
-        (Decision((True, True), ("x", "y"), score=(1.0,)), "returned score of length 1"),
+        (Decision((True,), (Why.ROW,)), r"returned reuse of length 1; it is a tuple of 2"),
+        (Decision(torch.tensor([True, False]), (Why.ROW, Why.ROW)), "returned reuse as a Tensor"),  # type: ignore[arg-type]
+        (Decision((1, 0), (Why.ROW, Why.ROW)), "its entries are bools"),  # type: ignore[arg-type]
+        (Decision((True, True), (Why.ROW,)), "returned reason of length 1"),
+        (Decision((True, True), ("x", Why.ROW)), "returned reason .*members of an enumeration"),  # type: ignore[arg-type]
+        (Decision((True, True), (Why.ROW, Why.AGAIN), score=(1.0,)), "returned score of length 1"),
         (True, "decide returns a Decision"),
     ],
 )
@@ -825,14 +892,14 @@ def test_a_policy_that_breaks_its_contract_is_named(decision, message):
 
 
 @frozen
-class Odd:
+class Odd(Substitute):
     """A substitute that predicts what the test wants."""
 
     name: ClassVar[str] = "odd"
-    make: object
+    make: Callable[[Tensor], Any]
     history: int = 1
 
-    def predict(self, t, history):
+    def predict(self, context: Context, history):
         return self.make(history[0].output)
 
 
@@ -878,10 +945,10 @@ def test_steps_that_lie_close_together_are_told_apart():
 
 def test_what_is_no_policy_is_refused():
     for wrong in (SenCache, object(), 3):
-        with pytest.raises(PolicyError, match="does not follow the CachePolicy contract"):
-            CachedDenoiser(Counted(mixture()), wrong)
-    with pytest.raises(PolicyError, match="does not follow the Substitute contract"):
-        CachedDenoiser(Counted(mixture()), Never(), substitute=3)
+        with pytest.raises(PolicyError, match=r"does not derive from cachepolicies\.CachePolicy"):
+            CachedDenoiser(Counted(mixture()), wrong)  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match=r"does not derive from cachepolicies\.Substitute"):
+        CachedDenoiser(Counted(mixture()), Never(), substitute=3)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="settings epsilon were given beside a policy object"):
         CachedDenoiser(Counted(mixture()), Never(), epsilon=1.0)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cachepolicies._errors import ProfileError, SettingsError
+from cachepolicies import Setup
+from cachepolicies.base.errors import ProfileError, SettingsError
 from cachepolicies.calibration.fit import fit_polynomial, magnitude_ratios, mean_norm_ratio
 from cachepolicies.policies import MagCache, TeaCache
-from cachepolicies.profiles.schema import ModelInfo, Profile
+from cachepolicies.profiles.schema import ModelInfo, PublishedProfile
 
 
 @given(
@@ -54,7 +56,11 @@ def test_more_noise_never_explains_more(seed):
     exact = 0.1 + 2 * x - x**2
     noise = rng.standard_normal(300)
     noise -= np.polynomial.Polynomial.fit(x, noise, 4)(x)  # only what no polynomial can take up
-    r_squared = [fit_polynomial(x, exact + size * noise).r_squared for size in (0.0, 0.001, 0.005, 0.02)]
+    r_squared = []
+    for size in (0.0, 0.001, 0.005, 0.02):
+        fitted = fit_polynomial(x, exact + size * noise)
+        assert fitted.r_squared is not None
+        r_squared.append(fitted.r_squared)
     assert r_squared[0] == pytest.approx(1.0, abs=1e-10)
     assert all(a > b for a, b in pairwise(r_squared))
 
@@ -121,7 +127,7 @@ def test_the_policies_take_what_was_fitted():
     rng = np.random.default_rng(0)
     change = rng.random((9, 4))
     output = 0.5 * change + 0.01
-    profile = Profile(
+    profile = PublishedProfile(
         name="p",
         model=ModelInfo("Net"),
         prediction_type=None,
@@ -129,9 +135,10 @@ def test_the_policies_take_what_was_fitted():
         scheduler=None,
         timesteps=tuple(float(t) for t in range(10, 0, -1)),
         samples=4,
-        origin="published",
         polynomials={"modulated_input": fit_polynomial(change, output, 1)},
         tables={"magnitude_ratio": magnitude_ratios(0.5 + rng.random((9, 4)))},
     )
-    assert TeaCache(threshold=0.1).bind(profile).coefficients == pytest.approx((0.5, 0.01))
-    assert MagCache().bind(profile).lookup == "level"
+    teacache: Any = TeaCache(threshold=0.1).resolve(Setup(profile))
+    assert teacache.policy.coefficients == pytest.approx((0.5, 0.01))
+    magcache: Any = MagCache().resolve(Setup(profile))
+    assert magcache.policy.lookup == "level"

@@ -192,7 +192,7 @@ def test_magcache_decides_as_diffusers_own(key, threshold, max_reuse):
     levels = [tiny.t_start + (tiny.t_end - tiny.t_start) * k / (steps - 1) for k in range(steps)]
     calls = [tiny.inputs(1, t=level) for level in levels]
 
-    theirs = tiny.build()
+    theirs: Any = tiny.build()
     theirs.enable_cache(
         MagCacheConfig(
             threshold=threshold,

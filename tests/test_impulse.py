@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
 from cachepolicies.calibration import impulse_response
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.ddpm import DDPM
 from cachepolicies.schedulers.flow_euler import FlowEuler
@@ -18,7 +20,7 @@ from cachepolicies.schedulers.from_diffusers import from_class_name
 from cachepolicies.schedulers.karras_euler import KarrasEuler
 from cachepolicies.schedulers.karras_heun import KarrasHeun
 
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 LINEAR = [
     FlowEuler(shift=3.0),
     DDIM(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -129,7 +131,7 @@ ORDERS = {
 @pytest.mark.parametrize("context", [False, True])
 def test_branches_are_never_mixed_up(order, branches, context):
     """Told by their conditioning or by a context, each keeps its own residual: as in a run of its own."""
-    model = TINY["WanTransformer3DModel"].build()
+    model: Any = TINY["WanTransformer3DModel"].build()
     expected = {seed: outputs_alone(model, seed) for seed in (1, 2)}
     assert not torch.allclose(expected[1][2], expected[2][2], atol=1e-3)
     with cachepolicies.enable(model, Scripted(REUSE), branches=branches) as enabled, enabled.run(TIMES):
@@ -172,7 +174,7 @@ def test_conditioning_that_varies_at_every_step_cannot_tell_two_branches_apart()
 
 def test_a_context_gives_the_step_and_the_length_of_the_run():
     """As diffusers' Wan pipeline calls it: MagCache needs nothing else."""
-    model = TINY["WanTransformer3DModel"].build()
+    model: Any = TINY["WanTransformer3DModel"].build()
     ratios = (1.0, 0.9, 0.9, 0.9, 0.9, 0.9)
     with cachepolicies.enable(model, "magcache", ratios=ratios, threshold=0.3, max_reuse=2) as enabled:
         for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -12,7 +13,7 @@ from attrs import evolve
 from torch import nn
 
 import cachepolicies
-from cachepolicies import CacheWarning, NeedsError, ProfileError, RunError, SettingsError
+from cachepolicies import CacheWarning, InputError, NeedsError, ProfileError, RunError, SettingsError
 from cachepolicies.profiles.schema import ModelInfo
 from enabled_pipelines import STEPS, constant_profile, decisions, pipeline, settings, steps_of
 from enabled_pipelines import one_thread as one_thread
@@ -83,8 +84,8 @@ def test_ratios_that_do_not_fit_the_timesteps_they_are_read_on():
         ({"threshold": math.nan, "signal": "modulated_input", "coefficients": (1.0,)}, SettingsError, "nan"),
         (
             {"threshold": 0.1, "signal": "first_block", "coefficients": (1.0,)},
-            SettingsError,
-            r"signal must be.*modulated_input.*got 'first_block'",
+            NeedsError,
+            r"'teacache' needs the signal first_block .*cannot supply \(it supplies: modulated_input, ",
         ),
     ],
 )
@@ -391,7 +392,8 @@ def test_a_model_moved_to_another_dtype_between_calls():
 
 def test_a_model_moved_to_another_dtype_in_mid_run_restarts_there():
     tiny = TINY["WanTransformer3DModel"]
-    model, times = tiny.build(), [900.0, 700.0, 500.0, 300.0, 100.0]
+    model: Any = tiny.build()
+    times = [900.0, 700.0, 500.0, 300.0, 100.0]
     with cachepolicies.enable(model, Scripted(dict.fromkeys(times[1:], True))) as enabled:
         with enabled.run(times):
             for step, t in enumerate(times):
@@ -427,6 +429,25 @@ def test_an_error_in_a_run_is_not_hidden_by_what_is_to_be_said_of_the_run():
     with pytest.raises(ZeroDivisionError), cachepolicies.enable(model, Scripted()):
         fail()
     assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_declared_run_stays_declared_until_the_generation_is_over(failing):
+    """A call that failed may be tried again in it; at its end the pipeline is followed again."""
+    pipe = PIPELINES["wan"].build()
+    entry, first = PIPELINES["wan"], TINY["WanTransformer3DModel"].inputs(1, t=900.0)
+    with cachepolicies.enable(pipe, "uniform", every=2) as enabled:
+        entry.call(pipe, steps=6)
+        expected, levels = decisions(enabled.trace), pipe.scheduler.timesteps.tolist()
+        with enabled.run(levels):
+            if failing:
+                with pytest.raises(InputError, match="t is nan"):
+                    pipe.transformer(**first | {"timestep": torch.full((1,), math.nan)})
+            entry.call(pipe, steps=6)
+            assert decisions(enabled.trace) == expected
+            entry.call(pipe, steps=8)
+            assert steps_of(enabled.trace) == list(range(8))
+            assert [r.evaluated[0] for r in enabled.trace.records[::2]] == [True, False] * 4
 
 
 def test_a_warning_at_the_end_of_a_run_does_not_keep_the_cache_enabled():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,34 @@ def test_two_latents_side_by_side_are_refused():
     assert {r.branch for r in cachepolicies.trace(pipe).records} == {"left", "right"}
 
 
+@pytest.mark.parametrize("site", ["blocks", "output"])
+def test_generations_that_take_turns_on_one_module_have_a_run_each(site):
+    tiny = TINY["WanTransformer3DModel"]
+    network, levels = tiny.build(), (900.0, 750.0, 600.0, 450.0, 300.0, 150.0)
+    points = [[tiny.inputs(1, seed=10 * who + k, t=t) for k, t in enumerate(levels)] for who in range(2)]
+    with torch.no_grad(), cachepolicies.enable(network, Uniform(every=2), site=site) as enabled:
+
+        def generation(inputs, told):
+            with enabled.run(levels) as run:
+                for point in inputs:
+                    yield network(**point)[0]
+                told.append(run.trace.to_dict())
+
+        records: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
+        alone = [list(generation(inputs, records[0])) for inputs in points]
+        in_turn = zip(*zip(*(generation(inputs, records[1]) for inputs in points), strict=True), strict=True)
+        for one, other in zip(alone, in_turn, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert records[0] == records[1]
+        with enabled.run(levels) as first, enabled.run(levels) as second:
+            for k, pair in enumerate(zip(*points, strict=True)):
+                with pytest.raises(RunError, match="could belong to any of them"):
+                    network(**pair[0])
+                for run, point, outputs in zip((first, second), pair, alone, strict=True):
+                    assert torch.equal(run(**point)[0], outputs[k])
+        assert [first.trace.to_dict(), second.trace.to_dict()] == records[0]
+
+
 def test_levels_are_taken_in_the_form_in_which_the_run_begins_early():
     """FLUX writes t / 1000, and 1 = 1000 / 1000 is also the scheduler's last timestep."""
     pipe, tiny, network = flux()
@@ -63,6 +93,8 @@ def test_levels_are_taken_in_the_form_in_which_the_run_begins_early():
     clock = PipelineClock(lambda: pipe.scheduler)
     pipe.scheduler.set_begin_index(0)
     run = clock.begin(torch.tensor([1.0]), 1, None)
+    assert run is not None
+    assert run.given is not None
     assert run.given.values[0] == 1.0
     assert len(run.given.values) == 6
 
@@ -168,8 +200,9 @@ def test_what_was_enabled_is_taken_off_even_where_the_pipeline_has_another_denoi
 
 def test_signals_are_computed_where_a_decision_is_taken_only():
     tiny = TINY["WanTransformer3DModel"]
-    model, now = tiny.build(), tiny.inputs(1)
-    seen = []
+    model: Any = tiny.build()
+    now = tiny.inputs(1)
+    seen: list[int] = []
     model.blocks[0].norm1.register_forward_hook(lambda *_: seen.append(1))
     denoiser = CachedDenoiser(model, Scripted({400.0: True}, signals=("modulated_input",)), site="blocks")
     with torch.no_grad(), denoiser.run(timesteps=(500.0, 400.0)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import diffusers
 import pytest
@@ -275,7 +276,7 @@ def test_ratios_of_another_length_are_read_at_the_nearest_place():
     pipe = pipeline("wan")
     ratios = [1.0] * 50
     ratios[10] = 0.5  # only step 1 would drift
-    given = {"threshold": 0.1, "max_reuse": 9, "retention_ratio": 0.0}
+    given: dict[str, Any] = {"threshold": 0.1, "max_reuse": 9, "retention_ratio": 0.0}
     with cachepolicies.enable(pipe, "magcache", ratios=ratios, **given) as enabled:
         PIPELINES["wan"].call(pipe, steps=6)
         assert evaluated_of(enabled.trace, "cond") == [(i, i < 2) for i in range(6)]

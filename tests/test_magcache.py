@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import numpy as np
@@ -13,14 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachepolicies import CachedDenoiser
-from cachepolicies._errors import NeedsError, ProfileError, SettingsError
-from cachepolicies._layout import Layout
-from cachepolicies._plugins import load_plugins
-from cachepolicies._policy import CachePolicy, TakesFromProfile
-from cachepolicies._step import RunInfo, Step
+from cachepolicies import CachedDenoiser, CachePolicy, Limits, PolicySettings, Setup
+from cachepolicies.base.errors import NeedsError, ProfileError, SettingsError
+from cachepolicies.base.layout import Layout
+from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies import MagCache
-from cachepolicies.profiles.schema import ModelInfo, Profile
+from cachepolicies.policies.limits import LimitedPolicy
+from cachepolicies.policies.magcache import AccumulatedDrift
+from cachepolicies.profiles.schema import ModelInfo, PublishedProfile
+from cachepolicies.registry.load import load_plugins
 
 # decisions of the authors' FLUX script on a tiny model: golden/magcache_flux_a.json
 # fmt: off
@@ -31,7 +33,7 @@ FLUX = [
 ]
 # fmt: on
 FLUX_EVALUATED = [0, 1, 2, 5, 9, 11, 17, 23, 26]
-FLUX_SETTINGS = {
+FLUX_SETTINGS: dict[str, Any] = {
     "threshold": 0.24,
     "max_reuse": 5,
     "retention_ratio": 0.1,
@@ -80,6 +82,13 @@ def evaluated(decisions, d=0):
     return [k for k, decision in enumerate(decisions) if not decision.reuse[d]]
 
 
+def rule_and_limits(policy: CachePolicy) -> tuple[AccumulatedDrift, Limits]:
+    """Return the two parts of what `MagCache` resolves to."""
+    assert isinstance(policy, LimitedPolicy)
+    assert isinstance(policy.policy, AccumulatedDrift)
+    return policy.policy, policy.limits
+
+
 def measured(ratios, timesteps=None, **changes):
     tables = {f"magnitude_ratio{'.' if stream else ''}{stream}": np.array(r, float) for stream, r in ratios.items()}
     tables = {name: table.reshape(len(table), -1) for name, table in tables.items()}
@@ -92,10 +101,9 @@ def measured(ratios, timesteps=None, **changes):
         "scheduler": None,
         "timesteps": tuple(timesteps or (1000.0 * (1 - k / steps) for k in range(steps))),
         "samples": next(iter(tables.values())).shape[1],
-        "origin": "published",
         "tables": tables,
     }
-    return Profile(**{**fields, **changes})
+    return PublishedProfile(**{**fields, **changes})
 
 
 ratio_lists = st.lists(st.floats(0.5, 1.6), min_size=1, max_size=30).map(lambda r: [1.0, *r])
@@ -111,7 +119,7 @@ settings_of_a_run = st.fixed_dictionaries(
 
 
 def test_the_authors_decisions_on_flux():
-    policy = MagCache(ratios=FLUX, **FLUX_SETTINGS).bind(None)
+    policy = MagCache(ratios=FLUX, **FLUX_SETTINGS).resolve(Setup())
     decisions = drive(policy, run_info(28))
     assert evaluated(decisions) == FLUX_EVALUATED
     assert {decisions[11].reason, decisions[2].reason} == {
@@ -122,7 +130,7 @@ def test_the_authors_decisions_on_flux():
 
 
 def test_without_the_odd_position_the_run_goes_on():
-    policy = MagCache(ratios=FLUX, **{**FLUX_SETTINGS, "never": ()}).bind(None)
+    policy = MagCache(ratios=FLUX, **{**FLUX_SETTINGS, "never": ()}).resolve(Setup())
     assert evaluated(drive(policy, run_info(28)))[:5] == [0, 1, 2, 5, 9]
     assert 11 not in evaluated(drive(policy, run_info(28)))
 
@@ -133,7 +141,7 @@ def test_the_rule_written_out(ratios, options, steps, by_level):
     steps = len(ratios) if by_level else steps
     profile = measured({"": ratios}) if by_level else None
     options = options | {"lookup": "level" if by_level else "index"}
-    policy = MagCache(ratios=None if by_level else ratios, **options).bind(profile)
+    policy = MagCache(ratios=None if by_level else ratios, **options).resolve(Setup(profile))
     share = options["retention_ratio"] * steps
     first = {"floor": math.floor, "ceil": math.ceil, "half-up": lambda v: math.floor(v + 0.5)}
     expected, product, error, streak = [], 1.0, 0.0, 0
@@ -158,7 +166,7 @@ def test_the_rule_written_out(ratios, options, steps, by_level):
 
 @given(ratio_lists, settings_of_a_run)
 def test_never_more_than_max_reuse_in_a_row(ratios, options):
-    policy = MagCache(ratios=ratios, lookup="index", **options).bind(None)
+    policy = MagCache(ratios=ratios, lookup="index", **options).resolve(Setup())
     gaps = [b - a - 1 for a, b in pairwise([*evaluated(drive(policy, run_info(40))), 40])]
     assert max(gaps) <= options["max_reuse"]
 
@@ -166,7 +174,7 @@ def test_never_more_than_max_reuse_in_a_row(ratios, options):
 @given(ratio_lists, st.integers(1, 40), st.sampled_from(["<=", "<"]))
 def test_a_threshold_or_a_number_of_zero_never_reuses(ratios, steps, comparison):
     for zero in ({"threshold": 0.0}, {"max_reuse": 0}):
-        policy = MagCache(ratios=ratios, comparison=comparison, retention_ratio=0.0, **zero).bind(None)
+        policy = MagCache(ratios=ratios, comparison=comparison, retention_ratio=0.0, **zero).resolve(Setup())
         assert not policy.reuses
         assert evaluated(drive(policy, run_info(steps))) == list(range(steps))
 
@@ -175,7 +183,7 @@ def test_a_threshold_or_a_number_of_zero_never_reuses(ratios, steps, comparison)
 def test_samples_decide_apart(ratios, options, data):
     """A guard that evaluates one sample changes nothing for the others: each is as if it were alone."""
     steps = 20
-    policy = MagCache(ratios=ratios, lookup="index", **options).bind(None)
+    policy = MagCache(ratios=ratios, lookup="index", **options).resolve(Setup())
     refused = data.draw(st.sets(st.tuples(st.integers(0, steps - 1), st.integers(0, 2))))
     together = drive(policy, run_info(steps, decisions=3), refuse=refused)
     for d in range(3):
@@ -185,7 +193,7 @@ def test_samples_decide_apart(ratios, options, data):
 
 
 def test_what_was_accumulated_starts_again_at_an_evaluation():
-    policy = MagCache(threshold=0.25, max_reuse=9, retention_ratio=0.0, ratios=[1.0] + [1.1] * 9).bind(None)
+    policy = MagCache(threshold=0.25, max_reuse=9, retention_ratio=0.0, ratios=[1.0] + [1.1] * 9).resolve(Setup())
     decisions = drive(policy, run_info(10))
     assert evaluated(decisions) == [0, 2, 4, 6, 8]  # 0.1, then 0.1 + 0.21
     assert [round(d.score[0], 4) for d in decisions[1:]] == [0.1, 0.31] * 4 + [0.1]
@@ -197,13 +205,15 @@ def test_a_second_evaluation_at_a_step_applies_no_ratio(lookup):
     """Heun evaluates twice at most t; the drift is that of the noise level, whatever the number of calls."""
     ratios = [1.0, 0.9, 0.8, 0.9, 0.7, 0.9]
     info = run_info(6, profile=measured({"": ratios}))
-    policy = MagCache(threshold=9.0, max_reuse=99, retention_ratio=0.0, lookup=lookup).bind(info.profile)
+    policy = MagCache(threshold=9.0, max_reuse=99, retention_ratio=0.0, lookup=lookup).resolve(Setup(info.profile))
     once = drive(policy, info)
     twice = drive(policy, info, [t for t in info.timesteps for _ in range(2)])
     assert [d.score[0] for d in once[1:]] == pytest.approx([d.score[0] for d in twice[2::2]])
     assert [d.score[0] for d in twice[2::2]] == pytest.approx([d.score[0] for d in twice[3::2]])
     assert drive(policy, info, [1000.0, 1000.0])[1].reuse == (True,)  # nothing has moved
-    assert drive(attrs.evolve(policy, max_reuse=2), info, [1000.0] * 5)[3].reason == ("max_reuse reached",)
+    assert isinstance(policy, LimitedPolicy)
+    shorter = attrs.evolve(policy, limits=attrs.evolve(policy.limits, max_reuse=2))
+    assert drive(shorter, info, [1000.0] * 5)[3].reason == ("max_reuse reached",)
 
 
 @given(ratio_lists, st.data())
@@ -212,7 +222,7 @@ def test_several_steps_at_once_apply_the_product_of_all(ratios, data):
     info = run_info(steps, profile=measured({"": ratios}))
     visited = [0, *sorted(data.draw(st.sets(st.integers(1, steps - 1), min_size=1)))]
     for lookup in ("index", "level"):
-        policy = MagCache(threshold=1e9, max_reuse=99, retention_ratio=0.0, lookup=lookup).bind(info.profile)
+        policy = MagCache(threshold=1e9, max_reuse=99, retention_ratio=0.0, lookup=lookup).resolve(Setup(info.profile))
         decisions = drive(policy, info, [info.timesteps[k] for k in visited])
         error = 0.0
         for k, decision in zip(visited[1:], decisions[1:], strict=True):
@@ -223,27 +233,27 @@ def test_several_steps_at_once_apply_the_product_of_all(ratios, data):
 @given(ratio_lists, st.integers(2, 60))
 def test_by_level_any_number_of_steps_multiplies_to_the_same(ratios, steps):
     profile = measured({"": ratios})
-    policy = MagCache(threshold=1e9, max_reuse=999, retention_ratio=0.0).bind(profile)
-    assert policy.lookup == "level"
+    policy = MagCache(threshold=1e9, max_reuse=999, retention_ratio=0.0).resolve(Setup(profile))
+    assert rule_and_limits(policy)[0].lookup == "level"
     levels = np.linspace(profile.timesteps[0], profile.timesteps[-1], steps).tolist()
     info = run_info(steps, levels, profile=profile)
     state = policy.start(info)
     for t in levels:
         step = step_at(info, t)
         state = policy.observe(step, attrs.evolve(policy.decide(step, state), reuse=(True,)), step.x, state)
-    assert state.ratio[0] == pytest.approx(np.prod(ratios), rel=1e-6)
+    assert state.inner.ratio[0] == pytest.approx(np.prod(ratios), rel=1e-6)
 
 
 def test_by_level_beyond_the_table_nothing_drifts():
     profile = measured({"": [1.0, 2.0]}, (600.0, 400.0))
-    policy = MagCache(threshold=9.0, max_reuse=9, retention_ratio=0.0).bind(profile)
+    policy = MagCache(threshold=9.0, max_reuse=9, retention_ratio=0.0).resolve(Setup(profile))
     info = run_info(4, (900.0, 700.0, 300.0, 100.0), profile=profile)
     assert [d.score and d.score[0] for d in drive(policy, info)] == [None, 0.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("length", [7, 28, 50])
 def test_by_index_the_nearest_entry_as_numpy_rounds(length):
-    policy = MagCache(ratios=FLUX, never=[11], threshold=1e9, max_reuse=99, retention_ratio=0.0).bind(None)
+    policy = MagCache(ratios=FLUX, never=[11], threshold=1e9, max_reuse=99, retention_ratio=0.0).resolve(Setup())
     decisions = drive(policy, run_info(length))
     scaled = np.round(np.arange(length) * 27 / (length - 1)).astype(int)
     assert evaluated(decisions) == [0, *np.flatnonzero(scaled == 11)]
@@ -251,18 +261,18 @@ def test_by_index_the_nearest_entry_as_numpy_rounds(length):
 
 
 def test_a_run_of_one_step():
-    assert evaluated(drive(MagCache(ratios=FLUX).bind(None), run_info(1))) == [0]
+    assert evaluated(drive(MagCache(ratios=FLUX).resolve(Setup()), run_info(1))) == [0]
 
 
 @pytest.mark.parametrize(("rounding", "first"), [("floor", 2), ("half-up", 3), ("ceil", 3)])
 def test_the_first_part_is_rounded_as_asked(rounding, first):
-    policy = MagCache(ratios=[1.0] * 10, retention_ratio=0.25, retention_rounding=rounding, max_reuse=99).bind(None)
-    assert evaluated(drive(policy, run_info(10))) == list(range(first))
+    policy = MagCache(ratios=[1.0] * 10, retention_ratio=0.25, retention_rounding=rounding, max_reuse=99)
+    assert evaluated(drive(policy.resolve(Setup()), run_info(10))) == list(range(first))
 
 
 def test_the_first_part_of_an_undeclared_run_is_measured_in_t():
     profile = measured({"": [1.0] * 10})
-    policy = MagCache(retention_ratio=0.3, max_reuse=99).bind(profile)
+    policy = MagCache(retention_ratio=0.3, max_reuse=99).resolve(Setup(profile))
     assert not policy.needs.run_length
     info = run_info(10, profile=profile, declared=False)
     assert evaluated(drive(policy, info, profile.timesteps)) == [0, 1, 2]
@@ -270,51 +280,60 @@ def test_the_first_part_of_an_undeclared_run_is_measured_in_t():
 
 def test_every_branch_has_its_own_stream():
     profile = measured({"cond": [1.0, 1.5, 1.5], "uncond": [1.0, 1.1, 1.1]})
-    policy = MagCache(threshold=9.0, max_reuse=9, retention_ratio=0.0).bind(profile)
+    policy = MagCache(threshold=9.0, max_reuse=9, retention_ratio=0.0).resolve(Setup(profile))
     info = run_info(3, profile=profile)
     scores = {b: drive(policy, info, branch=b)[1].score[0] for b in ("cond", "uncond", "whole batch")}
     assert scores == pytest.approx({"cond": 0.5, "uncond": 0.1, "whole batch": 0.5})
-    one = MagCache(ratios={"ref": [1.0, 1.2]}, retention_ratio=0.0, threshold=9.0).bind(None)
+    one = MagCache(ratios={"ref": [1.0, 1.2]}, retention_ratio=0.0, threshold=9.0).resolve(Setup())
     assert drive(one, run_info(2))[1].score[0] == pytest.approx(0.2)
-    two = MagCache(ratios={"a": [1.0, 1.2], "b": [1.0, 1.2]}, retention_ratio=0.0).bind(None)
+    two = MagCache(ratios={"a": [1.0, 1.2], "b": [1.0, 1.2]}, retention_ratio=0.0).resolve(Setup())
     with pytest.raises(NeedsError, match="streams a, b, and none for branch 'x'"):
         drive(two, run_info(2))
 
 
 def test_the_ratios_of_a_profile_are_averaged_over_the_samples():
     profile = measured({"": [[1.0, 1.0], [1.1, 1.3]]})
-    policy = MagCache(retention_ratio=0.0, threshold=9.0).bind(profile)
+    policy = MagCache(retention_ratio=0.0, threshold=9.0).resolve(Setup(profile))
     assert drive(policy, run_info(2, profile=profile))[1].score[0] == pytest.approx(0.2)
 
 
-# -- binding ---------------------------------------------------------------------------------------------------------
+# -- set-up ----------------------------------------------------------------------------------------------------------
 
 
 def test_open_settings_come_from_the_profile_and_given_ones_win():
     profile = measured({"": FLUX}, settings={"magcache": FLUX_SETTINGS})
-    assert isinstance(MagCache(), TakesFromProfile)
-    assert isinstance(MagCache(), CachePolicy)
-    bound = MagCache(max_reuse=2, comparison="<").bind(profile)
-    assert (bound.threshold, bound.max_reuse, bound.comparison, bound.never) == (0.24, 2, "<", (11,))
-    assert (bound.lookup, bound.retention_rounding) == ("index", "half-up")
-    assert bound.needs.run_length
-    assert not bound.needs.tables
-    assert bound.bind(profile) == bound
-    assert hash(bound) == hash(bound.bind(profile))
+    policy = MagCache(max_reuse=2, comparison="<")
+    assert isinstance(policy, PolicySettings)
+    assert not isinstance(policy, CachePolicy)  # settings that are open cannot start
+    setup = Setup(profile)
+    resolved = policy.resolve(setup)
+    assert policy == MagCache(max_reuse=2, comparison="<")
+    rule, limits = rule_and_limits(resolved)
+    assert (rule.threshold, rule.comparison, rule.never, rule.lookup) == (0.24, "<", (11,), "index")
+    assert limits == Limits(max_reuse=2, retention=0.1, rounding="half-up")
+    assert resolved.needs.run_length
+    assert not resolved.needs.tables
+    assert resolved.resolve(setup) is resolved
+    assert policy.resolve(setup) == resolved
+    assert hash(policy.resolve(setup)) == hash(resolved)
 
 
 def test_ratios_that_are_given_leave_the_profiles_positions_alone():
     profile = measured({"": FLUX}, settings={"magcache": FLUX_SETTINGS})
-    bound = MagCache(ratios=np.ones(5)).bind(profile)
-    assert (bound.never, bound.ratios, bound.lookup) == ((), (1.0,) * 5, "index")
-    assert MagCache(ratios=FLUX, lookup="level").bind(profile).lookup == "level"
+    rule, _ = rule_and_limits(MagCache(ratios=np.ones(5)).resolve(Setup(profile)))
+    assert (rule.never, rule.single, rule.lookup) == ((), (1.0,) * 5, "index")
+    assert [curve.ratios for curve in rule.curves.values()] == [(1.0,) * 5]
+    by_level, _ = rule_and_limits(MagCache(ratios=FLUX, lookup="level").resolve(Setup(profile)))
+    assert by_level.lookup == "level"
 
 
 def test_defaults_where_nobody_says_anything():
-    bound = MagCache().bind(measured({"": FLUX}))
-    assert (bound.threshold, bound.max_reuse, bound.retention_ratio, bound.lookup) == (0.06, 3, 0.2, "level")
+    rule, limits = rule_and_limits(MagCache().resolve(Setup(measured({"": FLUX}))))
+    assert (rule.threshold, rule.lookup) == (0.06, "level")
+    assert limits == Limits(max_reuse=3, retention=0.2, rounding="half-up")
     without_timesteps = attrs.evolve(measured({"": FLUX}), timesteps=(), stated_steps=28)
-    assert MagCache().bind(without_timesteps).lookup == "index"
+    rule, _ = rule_and_limits(MagCache().resolve(Setup(without_timesteps)))
+    assert rule.lookup == "index"
 
 
 @pytest.mark.parametrize(
@@ -349,7 +368,7 @@ def test_defaults_where_nobody_says_anything():
 )
 def test_what_is_missing_or_wrong_is_said_at_set_up(options, profile, error, message):
     with pytest.raises(error, match=message):
-        MagCache(**options).bind(profile)
+        MagCache(**options).resolve(Setup(profile))
 
 
 @pytest.mark.parametrize(
@@ -379,17 +398,10 @@ def test_bad_settings(options, message):
 
 
 def test_two_streams_in_one_list_are_recognised():
-    policy = MagCache(ratios=[1.0, 1.0, 0.9, 0.8, 0.7, 0.6]).bind(None)
+    policy = MagCache(ratios=[1.0, 1.0, 0.9, 0.8, 0.7, 0.6]).resolve(Setup())
     with pytest.raises(SettingsError, match=r"6 entries for 3 steps .*\"cond\": ratios\[0::2\]"):
         policy.start(run_info(3))
     policy.start(run_info(6))
-
-
-def test_a_policy_that_was_not_bound_does_not_start():
-    with pytest.raises(NeedsError, match="was not bound"):
-        MagCache().start(run_info(3))
-    with pytest.raises(NeedsError, match="was not bound"):
-        MagCache(ratios=FLUX, lookup="index").start(run_info(3))
 
 
 def test_it_is_registered():
@@ -397,8 +409,7 @@ def test_it_is_registered():
 
 
 def test_engine_uses_it():
-    bound = MagCache(ratios=FLUX, **FLUX_SETTINGS).bind(None)
-    denoiser = CachedDenoiser(lambda x, t: x, bound)
+    denoiser = CachedDenoiser(lambda x, t: x, MagCache(ratios=FLUX, **FLUX_SETTINGS))
     info = run_info(28)
     with denoiser.run(timesteps=info.timesteps) as trace:
         for t in info.timesteps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,13 @@ def test_weights_are_small_and_have_their_provenance():
         assert path.stat().st_size <= 5 * 2**20
         assert json.loads(path.with_suffix(".json").read_text())["script"].startswith("training/")
         assert path.with_suffix(".loss.csv").exists()
+
+
+def test_every_fragment_of_the_changelog_has_a_known_kind_and_says_something():
+    root = Path(__file__).resolve().parent.parent
+    kinds = re.findall(r'\[\[tool\.towncrier\.type\]\]\ndirectory = "(\w+)"', (root / "pyproject.toml").read_text())
+    assert kinds
+    for path in (root / "changelog.d").iterdir():
+        if path.name != "README.md":
+            assert re.fullmatch(rf"[a-z0-9-]+\.({'|'.join(kinds)})\.md", path.name), path.name
+            assert path.read_text().rstrip().endswith("."), path.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from itertools import pairwise
 
 import attrs
@@ -19,7 +20,7 @@ from cachepolicies import (
     row_rms,
     sample,
 )
-from cachepolicies._assembly import make_substitute
+from cachepolicies.comparison.workload import Workload
 from cachepolicies.planning import Plan
 from cachepolicies.planning.simulate import simulate
 from cachepolicies.policies import Schedule, SenCache
@@ -28,8 +29,9 @@ from cachepolicies.reference.workloads import image_dit, video_dit
 from cachepolicies.schedulers.from_diffusers import from_class_name
 from cachepolicies.scores import score_of
 from cachepolicies.scores.displacement import Displacement
+from cachepolicies.substitutes.resolve import substitute_on
 
-WORKLOADS = {"video-dit": video_dit, "image-dit": image_dit}
+WORKLOADS: dict[str, Callable[[], Workload]] = {"video-dit": video_dit, "image-dit": image_dit}
 HELD_OUT = range(4)
 """Seeds; the calibration's begin at 1000."""
 
@@ -58,12 +60,7 @@ def test_the_planned_tolerance_repeats_the_plan_on_the_mean_of_the_calibration_r
     for model in WORKLOADS:
         made, profile = planned(model, budget, substitute), load_profile(model)
         assert made.tolerance is not None, made.no_tolerance
-        ready = (
-            make_substitute(substitute).on(workload(model).scheduler, profile)
-            if substitute != "hold"
-            else (make_substitute(substitute))
-        )
-        score = score_of("substitute", profile, ready)
+        score = score_of("substitute", profile, substitute_on(substitute, workload(model).scheduler, profile))
         displacement = Displacement(profile).table(profile.timesteps).mean(axis=2)
         tolerance = [made.tolerance.at(t) for t in profile.timesteps]
         assert simulate(score, tolerance, profile.timesteps, displacement) == made.refreshes
@@ -164,4 +161,5 @@ def test_a_monotone_tolerance_is_monotone_or_the_plan_says_why_there_is_none():
             steps = [b - a for a, b in pairwise(found.tolerance.epsilon)]
             assert all(s >= -1e-12 for s in steps) or all(s <= 1e-12 for s in steps)
         else:
+            assert found.no_tolerance is not None
             assert "monotone" in found.no_tolerance

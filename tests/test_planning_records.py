@@ -9,10 +9,10 @@ import attrs
 import pytest
 from rich.console import Console
 
-from cachepolicies._errors import NeedsError, SettingsError
+from cachepolicies.base.errors import NeedsError, SettingsError
 from cachepolicies.planning import PlanError, plan, plot_plan, read_plan, save_plan, summarise_plan
 from cachepolicies.planning.summary import steps_text
-from test_planning import outputs, profile_of
+from made_profiles import outputs, profile_of
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def without_tolerance():
 
 
 def test_a_plan_equals_its_own_file(made, without_tolerance, tmp_path):
-    for number, one in enumerate((made, without_tolerance, plan(profile_of(outputs()), 3, method="milp"))):
+    for number, one in enumerate((made, without_tolerance, attrs.evolve(made, method="milp"))):
         path = save_plan(one, tmp_path / "new" / f"{number}.json")
         assert read_plan(path) == one
         assert read_plan(str(path)).created == one.created

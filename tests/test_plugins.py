@@ -12,18 +12,23 @@ import textwrap
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from attrs import field, frozen
 
-from cachepolicies import CachedDenoiser, CalibrationSamples, _plugins, calibrate, hookspecs, sample
-from cachepolicies._errors import CacheWarning, PluginError, SettingsError, UnknownNameError
-from cachepolicies._plugins import load_plugins
-from cachepolicies._registry import Entry, LazyFactory, Registry, Source, make_entry
-from cachepolicies._settings import non_negative
+from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate, hookspecs, sample
+from cachepolicies.base.errors import CacheWarning, PluginError, SettingsError, UnknownNameError
+from cachepolicies.base.lazy import LazyFactory
+from cachepolicies.base.settings import non_negative
+from cachepolicies.builtin import plugin
 from cachepolicies.hookspecs import hookimpl, lazy
-from conftest import SHAPE, Counted, mixture
+from cachepolicies.registry import load
+from cachepolicies.registry.load import load_plugins
+from cachepolicies.registry.registry import Entry, Registry, Source, make_entry
+from denoisers import SHAPE, Counted, mixture
+from made_profiles import linear_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,12 +73,12 @@ class Builtins:
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """Load anew in every test, with a stand-in for the built-ins, and forget it afterwards."""
-    monkeypatch.setattr(_plugins, "_loaded", None)
-    monkeypatch.setattr(_plugins, "_builtin", Builtins())
-    monkeypatch.delenv(_plugins.TRACE_VARIABLE, raising=False)
+    monkeypatch.setattr(load, "_loaded", None)
+    monkeypatch.setitem(sys.modules, load.BUILTIN, Builtins())
+    monkeypatch.delenv(load.TRACE_VARIABLE, raising=False)
     # A plugin that happens to be installed here is none of these tests' business.
     installed = {point.name for point in importlib.metadata.entry_points(group="cachepolicies")}
-    monkeypatch.setenv(_plugins.BLOCK_VARIABLE, ",".join(installed))
+    monkeypatch.setenv(load.BLOCK_VARIABLE, ",".join(installed))
 
 
 @pytest.fixture
@@ -115,15 +120,16 @@ def test_a_plugin_registers_like_the_builtins(install):
     assert (entry.distribution, entry.version) == ("acme-policies", "2.1")
     assert entry.summary == "Evaluates when it likes."
     assert loaded.policies.get("good-2").summary == "With a summary."
-    assert loaded.policies.create("good:every=3").every == 3
+    made: Any = loaded.policies.create("good:every=3")
+    assert made.every == 3
     assert loaded.policies.get("never").distribution == "cachepolicies"
 
 
 def test_the_module_functions_give_the_registries(install):
     install("acme", GOOD.replace("NAME", "good"))
-    assert "good" in _plugins.policies()
-    assert "good-sub" in _plugins.substitutes()
-    assert len(_plugins.schedulers()) == 0
+    assert "good" in load.policies()
+    assert "good-sub" in load.substitutes()
+    assert len(load.schedulers()) == 0
 
 
 def test_loading_happens_once_until_refreshed(install):
@@ -142,7 +148,7 @@ def test_loading_happens_once_until_refreshed(install):
         ("raise RuntimeError('wrong\\n moon')", "RuntimeError: wrong moon"),
         ("def f(:", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("import cachepolicies._plugins as p; p.policies()", "must not look up names while it is imported"),
+        ("import cachepolicies.registry.load as p; p.policies()", "must not look up names while it is imported"),
     ],
 )
 def test_a_failing_import_is_reported_and_the_others_load(install, source, cause):
@@ -263,7 +269,7 @@ def test_an_unknown_name_mentions_the_plugins_that_failed(install):
 @pytest.mark.parametrize("blocked", ["acme-broken", "brk", " x, acme-broken ,"])
 def test_blocked_plugins_are_not_imported(install, monkeypatch, blocked):
     module = install("acme-broken", "import no_such_module_here", entry="brk")
-    monkeypatch.setenv(_plugins.BLOCK_VARIABLE, blocked)
+    monkeypatch.setenv(load.BLOCK_VARIABLE, blocked)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_plugins().failures == ()
@@ -273,7 +279,7 @@ def test_blocked_plugins_are_not_imported(install, monkeypatch, blocked):
 def test_tracing_prints_the_loading_to_stderr(install, monkeypatch, capsys):
     install("acme-broken", "import no_such_module_here")
     install("acme-good", GOOD.replace("NAME", "good"))
-    monkeypatch.setenv(_plugins.TRACE_VARIABLE, "1")
+    monkeypatch.setenv(load.TRACE_VARIABLE, "1")
     load_reporting(1)
     out, err = capsys.readouterr()
     assert out == ""
@@ -341,10 +347,24 @@ def test_create_refuses(spec, settings, error, message):
         registry(no=Nothing).create(spec, **settings)
 
 
+def test_what_a_registered_class_is_asked_at_set_up_is_no_business_of_the_registry():
+    """Every class of settings has a method `resolve`; so has a lazy factory."""
+
+    @frozen
+    class Settings:
+        a: int = 1
+
+        def resolve(self, setup):
+            raise AssertionError("called when it was made")
+
+    assert registry(settings=Settings).create("settings:a=2").a == 2
+
+
 def test_lazy_factories_import_on_use(tmp_path, monkeypatch):
     (tmp_path / "late_module.py").write_text("class Late:\n    def __init__(self, a=1): self.a = a\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    late = Registry("policy").extended([Entry("late", lazy("late_module:Late"), HERE, "Late.")])
+    empty: Registry[Any] = Registry("policy")
+    late = empty.extended([Entry("late", lazy("late_module:Late"), HERE, "Late.")])
     assert "late_module" not in sys.modules
     with pytest.raises(SettingsError, match="unknown setting 'b': known: a"):
         late.create("late:b=2")
@@ -369,15 +389,17 @@ def test_lazy_factories_of_another_form(target):
 
 def test_every_hook_is_prefixed_and_documented():
     hooks = {name: value for name, value in vars(hookspecs).items() if hasattr(value, "cachepolicies_spec")}
-    assert set(hooks) == set(_plugins._HOOKS.values())
+    assert set(hooks) == set(load._HOOKS.values())
     for name, hook in hooks.items():
         assert name.startswith("cachepolicies_register_")
-        documented = set(re.findall(r"^    (\w+):", inspect.getdoc(hook).split("Args:")[1], flags=re.MULTILINE))
+        text = inspect.getdoc(hook)
+        assert text is not None
+        documented = set(re.findall(r"^    (\w+):", text.split("Args:")[1], flags=re.MULTILINE))
         assert documented == set(inspect.signature(hook).parameters)
 
 
 def test_the_builtins_register_through_the_hooks(monkeypatch):
-    monkeypatch.setattr(_plugins, "_builtin", importlib.import_module("cachepolicies._builtin"))
+    monkeypatch.setitem(sys.modules, load.BUILTIN, plugin)
     loaded = load_plugins()
     assert {"never", "sencache", "uniform"} <= set(loaded.policies.names())
     assert {"ddim", "ddpm", "flow-euler", "karras-euler", "karras-heun"} <= set(loaded.schedulers.names())
@@ -393,8 +415,8 @@ def test_the_builtins_register_through_the_hooks(monkeypatch):
 
 
 def test_builtin_schedulers_are_made_by_name(monkeypatch):
-    monkeypatch.setattr(_plugins, "_builtin", importlib.import_module("cachepolicies._builtin"))
-    found = _plugins.schedulers()
+    monkeypatch.setitem(sys.modules, load.BUILTIN, plugin)
+    found = load.schedulers()
     assert found.create("flow-euler:shift=3").config["shift"] == 3
     assert found.create("DDIMScheduler:prediction_type=v_prediction").prediction_type == "v"
     with pytest.raises(SettingsError, match=r"scheduler 'flow-euler': unknown setting 'shfit': did you mean 'shift'"):
@@ -408,7 +430,7 @@ def test_builtin_schedulers_are_made_by_name(monkeypatch):
 def test_listing_the_builtins_imports_nothing_heavy():
     code = """
         import sys
-        from cachepolicies._plugins import load_plugins
+        from cachepolicies.registry.load import load_plugins
         load_plugins()
         print([m for m in ("diffusers", "matplotlib", "scipy.optimize", "sklearn") if m in sys.modules])
     """
@@ -416,6 +438,127 @@ def test_listing_the_builtins_imports_nothing_heavy():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
+
+
+LOOKS = """
+    from typing import ClassVar
+
+    from attrs import frozen
+
+    from cachepolicies import Score, ScoreSettings, Setup, Signal, Site
+    from cachepolicies.hookspecs import hookimpl
+    from cachepolicies.sites import ModulesSite
+
+    @frozen(eq=False)
+    class Moved(Score):
+        '''How far the latent moved, times a factor.'''
+
+        name: ClassVar[str] = "moved"
+        factor: float = 1.0
+
+        def at(self, refreshes, t, displacement):
+            return self.factor * displacement
+
+    @frozen
+    class Latent(Signal):
+        '''The latent.'''
+
+        name: ClassVar[str] = "latent"
+        inside: ClassVar[bool] = False
+
+        def read(self, at):
+            return at.x
+
+    @frozen
+    class Layers(Site):
+        '''The first layers of a sequence.'''
+
+        name: ClassVar[str] = "layers"
+        count: int = 1
+
+        def resolve(self, setup):
+            network = setup.network_for(self.name)
+            return ModulesSite(self.name, network, dict(list(network.layers.named_children())[: self.count]))
+
+    @hookimpl
+    def cachepolicies_register_scores(register):
+        register("moved", Moved)
+
+    @hookimpl
+    def cachepolicies_register_signals(register):
+        register("latent", Latent)
+
+    @hookimpl
+    def cachepolicies_register_sites(register):
+        register("layers", Layers)
+"""
+
+
+@pytest.fixture
+def looking(install, monkeypatch):
+    """A plugin with a score, a signal and a site, beside the real built-ins."""
+    monkeypatch.setitem(sys.modules, load.BUILTIN, plugin)
+    install("acme-looks", LOOKS)
+    loaded = load_plugins()
+    assert not loaded.failures
+    return loaded
+
+
+class Layered(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3))
+
+    def forward(self, x, t):
+        return self.layers(x)
+
+
+TIMESTEPS = [1000.0, 800.0, 600.0, 400.0, 200.0]
+
+
+def walk(denoiser):
+    x = torch.full((2, 3), 0.5)
+    with denoiser.run(timesteps=TIMESTEPS) as run, torch.no_grad():
+        for t in TIMESTEPS:
+            x = x + 0.01 * denoiser(x, t)
+    return run.trace
+
+
+def test_a_registered_score_is_named_in_a_spec(looking):
+    assert looking.scores.get("moved").summary == "How far the latent moved, times a factor."
+    profile = linear_profile(TIMESTEPS, class_name="Layered")
+    spec = "sencache:epsilon=constant:epsilon=1.0,max_reuse=9,score='moved:factor=2.0'"
+    trace = walk(CachedDenoiser(Layered(), spec, profile=profile))
+    assert [record.evaluated[0] for record in trace.records] == [True] + [False] * 4
+    assert all(0 < record.score[0] < 1 for record in trace.records[1:])
+    with pytest.raises(UnknownNameError, match="unknown score 'moveed': did you mean 'moved'"):
+        CachedDenoiser(Layered(), "sencache", score="moveed", profile=profile)
+
+
+@pytest.mark.parametrize("site", ["output", "layers.0", "module:path=layers.0"])
+def test_a_registered_signal_from_outside_is_watched_at_any_site(looking, site):
+    policy: dict[str, Any] = {
+        "policy": "teacache",
+        "threshold": 0.5,
+        "coefficients": [1.0, 0.0],
+        "signal": "latent",
+        "last": 0,
+    }
+    trace = walk(CachedDenoiser(Layered(), site=site, **policy))
+    assert [record.evaluated[0] for record in trace.records] == [True] + [False] * 4
+    assert all(0 < record.score[0] < 0.5 for record in trace.records[1:])
+
+
+def test_a_registered_site_is_named_with_its_settings(looking):
+    assert looking.sites.names() == ("blocks", "layers", "module", "output")
+    denoiser = CachedDenoiser(Layered(), "uniform:every=2", site="layers:count=2")
+    trace = walk(denoiser)
+    assert trace.places == ("0", "1")
+    assert [(record.place, record.evaluated[0]) for record in trace.records[:4]] == [
+        ("0", True), ("1", True), ("0", False), ("1", False),
+    ]  # fmt: skip
+    with pytest.raises(SettingsError, match="site 'layers': unknown setting 'cuont': did you mean 'count'"):
+        CachedDenoiser(Layered(), "uniform:every=2", site="layers:cuont=2")
 
 
 # The packages in plugins/: the documentation's example, and a policy that others use. Both have to work.
@@ -437,8 +580,8 @@ def from_its_metadata(tmp_path, monkeypatch):
         (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
         lines = "\n".join(f"{name} = {value}" for name, value in points.items())
         (info / "entry_points.txt").write_text(f"[cachepolicies]\n{lines}\n")
-        monkeypatch.delenv(_plugins.BLOCK_VARIABLE)
-        monkeypatch.setattr(_plugins, "_builtin", importlib.import_module("cachepolicies._builtin"))
+        monkeypatch.delenv(load.BLOCK_VARIABLE)
+        monkeypatch.setitem(sys.modules, load.BUILTIN, plugin)
         monkeypatch.syspath_prepend(str(home / "src"))
         monkeypatch.syspath_prepend(str(tmp_path))
         return load_plugins()
@@ -450,8 +593,13 @@ def test_the_example_plugin_works_from_its_own_metadata(from_its_metadata):
     entry = from_its_metadata("cachepolicies-example").policies.get("every-other")
     assert entry.distribution == "cachepolicies-example"
     assert entry.summary
-    calls = []
-    denoiser = CachedDenoiser(lambda x, t: calls.append(float(t)) or x, policy="every-other:start_after=0.6")
+    calls: list[float] = []
+
+    def model(x, t):
+        calls.append(float(t))
+        return x
+
+    denoiser = CachedDenoiser(model, policy="every-other:start_after=0.6")
     timesteps = [1.0, 0.8, 0.6, 0.4, 0.2]
     with denoiser.run(timesteps=timesteps):
         for t in timesteps:
@@ -467,9 +615,10 @@ def test_the_lemica_plugin_works_from_its_own_metadata(from_its_metadata, substi
     model = Counted(mixture())
     drawn = CalibrationSamples.from_seeds(range(2), SHAPE)
     profile = calibrate(model, "flow-euler", drawn, num_steps=12, weights=True, progress=False)
-    options = {"profile": profile, "substitute": substitute, "scheduler": "flow-euler"}
+    options: dict[str, Any] = {"profile": profile, "substitute": substitute, "scheduler": "flow-euler"}
     denoiser = CachedDenoiser(model, "lemica:evaluations=5,max_reuse=4", **options)
-    made = denoiser.policy.plan
+    policy: Any = denoiser.policy
+    made = policy.plan
     assert (made.objective, made.substitute, made.budget) == ("lemica", substitute, 5)
     model.rows.clear()
     sample(denoiser, "flow-euler", torch.randn(2, *SHAPE), num_steps=12)
@@ -487,7 +636,7 @@ def imported(path):
             yield from ((name.name, None) for name in node.names if name.name.split(".")[0] == "cachepolicies")
 
 
-@pytest.mark.parametrize("folder", ["cachepolicies-example", "cachepolicies-lemica"])
+@pytest.mark.parametrize("folder", sorted(path.name for path in PLUGINS.iterdir()))
 def test_the_plugins_use_the_public_api_only(folder):
     found = {(path.name, *names) for path in (PLUGINS / folder / "src").rglob("*.py") for names in imported(path)}
     assert found

@@ -1,11 +1,14 @@
-"""Invariants, as properties: on the analytic denoiser, the trained video DiT and the trained image DiT."""
+"""What no contract promises, as properties: the bound and its units; and all parts together on real networks.
+
+What a contract promises of one part alone is in `cachepolicies.testing`, and `test_contracts.py` runs it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +18,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate, row_rms, sample
-from cachepolicies._output import tensor_of
-from cachepolicies._plugins import load_plugins
-from cachepolicies._policy import TakesFromProfile, TakesFromSetup
 from cachepolicies.adapters import network_of
-from cachepolicies.policies import SenCache
+from cachepolicies.base.outputs import tensor_of
 from cachepolicies.reference.gaussian_mixture import FlowMatching, GaussianMixtureDenoiser
+from cachepolicies.registry.load import load_plugins
 from cachepolicies.schedulers.flow_euler import FlowEuler
-from conftest import SHAPE, Counted, mixture
+from denoisers import SHAPE, Counted, mixture
 from subjects import NAMES, Subject, subject
 
 pytestmark = pytest.mark.filterwarnings("ignore::cachepolicies.CacheWarning")
 
 STEPS = 10
-EXAMPLES = {"mixture": 40, "video-dit": 5, "image-dit": 8}
+EXAMPLES = {"mixture": 30, "video-dit": 5, "image-dit": 8}
 
 subjects = pytest.mark.parametrize("name", NAMES)
 
@@ -53,22 +54,9 @@ def cached(s: Subject, model=None, **options) -> CachedDenoiser:
 
 @torch.no_grad()
 def run(s: Subject, denoiser, rows: int, seed: int, steps: int = STEPS) -> Tensor:
+    conditioning: dict[str, Any]
     x, conditioning = s.inputs(rows, seed)
     return sample(denoiser, s.scheduler, x, num_steps=steps, **conditioning)
-
-
-@subjects
-def test_zero_tolerance_is_bit_for_bit_the_bare_model(name):
-    s = subject(name)
-
-    @on(name)
-    @given(seeds, st.integers(1, 3), reuses)
-    def holds(seed, rows, max_reuse):
-        denoiser = cached(s, epsilon=0.0, max_reuse=max_reuse)
-        assert torch.equal(run(s, denoiser, rows, seed), run(s, s.model, rows, seed))
-        assert denoiser.cache_ratio == 0.0
-
-    holds()
 
 
 @subjects
@@ -100,7 +88,7 @@ def test_reuse_is_bounded_in_number_and_score(name):
     holds()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(seeds, st.floats(0.01, 2.0), st.integers(1, 8), st.integers(5, 40))
 def test_the_bound_holds_at_every_reuse(seed, epsilon, max_reuse, steps):
     """True change <= L_x |dx| + L_t |dt| with the local Lipschitz constants of the analytic denoiser."""
@@ -177,11 +165,11 @@ def test_calibrated_sensitivities_approach_the_closed_form(prediction):
     """Within 2 % of |J dx|/|dx| and |df/dt| as the step shrinks."""
     model = mixture(prediction)
     samples = CalibrationSamples(
-        noise=torch.randn(4, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), seeds=range(4)
+        noise=torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), seeds=range(2)
     )
-    data = mixture().sample(4, torch.Generator().manual_seed(1)).double()
+    data = mixture().sample(2, torch.Generator().manual_seed(1)).double()
     worst = []
-    for steps in (100, 800):
+    for steps in (100, 800) if prediction == "x0" else (50, 400):
         points: dict[float, tuple[Tensor, Tensor]] = {}
 
         def probe(x, t, model=model, points=points):
@@ -190,7 +178,7 @@ def test_calibrated_sensitivities_approach_the_closed_form(prediction):
 
         scheduler = FlowEuler()
         if prediction == "velocity":
-            options = {"batch_size": 4, "progress": False, "name": "p", "weights": False}
+            options: dict[str, Any] = {"batch_size": 4, "progress": False, "name": "p", "weights": False}
             profile = calibrate(probe, scheduler, samples, num_steps=steps, **options)
         else:
             # the sampler's steps follow the velocity; what is measured along them is this prediction
@@ -220,99 +208,7 @@ def test_calibrated_sensitivities_approach_the_closed_form(prediction):
     assert worst[1] < worst[0] / 4
 
 
-@subjects
-def test_a_batch_decides_as_its_samples_do(name):
-    """Batch of n and n batches of 1: the same decisions, outputs equal to float tolerance."""
-    s = subject(name)
-    rows = 8
-
-    @on(name)
-    @given(seeds, st.floats(0.05, 1.0), reuses)
-    def holds(seed, epsilon, max_reuse):
-        together = cached(s, epsilon=epsilon, max_reuse=max_reuse)
-        batch = run(s, together, rows, seed)
-        x, conditioning = s.inputs(rows, seed)
-        decisions = []
-        margins = [abs(v - epsilon) for r in together.trace.records for v in r.score or ()]
-        assume(min(margins) > 1e-4 * epsilon)  # a tie is decided by rounding
-        for row in range(rows):
-            alone = cached(s, epsilon=epsilon, max_reuse=max_reuse)
-            kwargs = {key: value[row : row + 1] for key, value in conditioning.items()}
-            with torch.no_grad():
-                single = sample(alone, s.scheduler, x[row : row + 1], num_steps=STEPS, **kwargs)
-            torch.testing.assert_close(single[0], batch[row], rtol=1e-3, atol=1e-3)
-            decisions.append([r.evaluated[0] for r in alone.trace.records])
-        assert [list(r.evaluated) for r in together.trace.records] == [list(d) for d in zip(*decisions, strict=True)]
-
-    holds()
-
-
-@subjects
-def test_branches_do_not_see_each_other(name):
-    """Independent branches return what separate wrappers return, bit for bit."""
-    s = subject(name)
-
-    @on(name)
-    @given(seeds, tolerances, reuses)
-    def holds(seed, epsilon, max_reuse):
-        settings = {"epsilon": epsilon, "max_reuse": max_reuse}
-        both = cached(s, branches="independent", **settings)
-        separate = {branch: cached(s, **settings) for branch in ("cond", "uncond")}
-        inputs = {"cond": s.inputs(2, seed), "uncond": s.inputs(2, seed + 1)}
-        timesteps = s.scheduler.timesteps(STEPS)
-        x = inputs["cond"][0]
-        with torch.no_grad():
-            for t in timesteps:
-                level = torch.full((2,), t)
-                for branch, (_, conditioning) in inputs.items():
-                    joint = tensor_of(both(x, level, branch=branch, **conditioning))
-                    assert torch.equal(joint, tensor_of(separate[branch](x, level, **conditioning)))
-                x = x * (1 - 0.2 / STEPS)
-
-    holds()
-
-
-@subjects
-def test_runs_do_not_see_each_other(name):
-    """Stopping anywhere, by exception or break, then starting again equals a fresh wrapper."""
-    s = subject(name)
-
-    class StopError(Exception):
-        pass
-
-    @on(name)
-    @given(seeds, tolerances, reuses, st.integers(0, STEPS - 1), st.booleans(), st.booleans())
-    def holds(seed, epsilon, max_reuse, stop, by_exception, declared):
-        used, fresh = (cached(s, epsilon=epsilon, max_reuse=max_reuse) for _ in range(2))
-        x, conditioning = s.inputs(2, seed)
-        timesteps = s.scheduler.timesteps(STEPS)
-
-        def loop(denoiser, until=None):
-            z = x
-            for k, t in enumerate(timesteps):
-                if k == until:
-                    if by_exception:
-                        raise StopError
-                    break
-                z = z - 0.01 * tensor_of(denoiser(z, torch.full((2,), t), **conditioning))
-            return z
-
-        def attempt(denoiser, until=None):
-            if not declared:
-                return loop(denoiser, until)
-            with denoiser.run(timesteps=timesteps):
-                return loop(denoiser, until)
-
-        with torch.no_grad():
-            with contextlib.suppress(StopError):
-                attempt(used, stop)
-            assert torch.equal(attempt(used), attempt(fresh))
-        assert used.trace.to_dict()["records"] == fresh.trace.to_dict()["records"]
-
-    holds()
-
-
-POLICIES = {
+POLICIES: dict[str, dict[str, Any]] = {
     "never": {},
     "uniform": {"every": 3},
     "sencache": {"epsilon": 0.5, "epsilon_start": 0.2},
@@ -320,10 +216,10 @@ POLICIES = {
     "magcache": {"threshold": 0.3, "retention_ratio": 0.1},
     "teacache": {"threshold": 0.3, "signal": "modulated_input"},
 }
-"""How each registered policy is built; a new one says here how it is to be."""
+"""Policies, and how each is built."""
 
 SUBSTITUTES = ("hermite", "hold", "linear", "quadratic", "taylor:order=2", "taylor:order=2,differences=taylorseer")
-"""Each registered substitute, and further settings that change what is predicted."""
+"""Substitutes, and further settings that change what is predicted."""
 
 RATIOS = {"ratios": (1.0, *[0.98] * 49)}
 """For a model that none were measured on."""
@@ -334,63 +230,11 @@ def settings_of(policy: str, network: bool) -> dict:
     return POLICIES[policy] | more
 
 
-class Twice:
-    """A policy that asks another twice."""
-
-    def __init__(self, inner):
-        self.inner, self.name = inner, inner.name
-
-    needs = property(lambda self: self.inner.needs)
-    reuses = property(lambda self: self.inner.reuses)
-
-    def bind(self, profile):
-        return Twice(self.inner.bind(profile)) if isinstance(self.inner, TakesFromProfile) else self
-
-    def suit(self, setup):
-        return Twice(self.inner.suit(setup)) if isinstance(self.inner, TakesFromSetup) else self
-
-    def start(self, info):
-        return self.inner.start(info)
-
-    def decide(self, step, state):
-        before = copy.deepcopy(state)
-        first = self.inner.decide(step, state)
-        second = self.inner.decide(step, state)
-        assert first.reuse == second.reuse
-        assert first.reason == second.reason
-        assert np.array_equal(first.score or (), second.score or (), equal_nan=True)
-        assert same(before, state)
-        return second
-
-    def observe(self, step, decision, output, state):
-        before = copy.deepcopy(state)
-        after = self.inner.observe(step, decision, output, state)
-        assert same(before, state)
-        return after
-
-
-class Watched:
-    """A denoiser that keeps what it returned last, row by row of the batch it was asked for."""
-
-    def __init__(self, model):
-        self.model, self.last = model, None
-
-    def __call__(self, x, t, **kwargs):
-        output = self.model(x, t, **kwargs)
-        self.last = tensor_of(output).clone()
-        return output
-
-
-def test_every_policy_and_substitute_takes_part():
-    loaded = load_plugins()
-    assert set(loaded.policies.names()) == POLICIES.keys()
-    assert set(loaded.substitutes.names()) == {spec.partition(":")[0] for spec in SUBSTITUTES}
-
-
 pairs = pytest.mark.parametrize(
     ("name", "policy", "substitute"),
     [
-        *(("mixture", policy, spec) for policy in POLICIES if policy != "teacache" for spec in SUBSTITUTES),
+        *(("mixture", policy, spec) for policy in POLICIES if policy != "teacache" for spec in SUBSTITUTES[::2]),
+        *(("mixture", "sencache", spec) for spec in SUBSTITUTES[1::2]),
         ("video-dit", "sencache", "linear"),
         ("video-dit", "teacache", "quadratic"),
         ("image-dit", "schedule", "linear"),
@@ -404,8 +248,9 @@ few = st.integers(0, 2**16)
 
 
 def few_on(name: str):
-    examples = 3 if name == "mixture" else 1
-    return settings(max_examples=examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    return settings(
+        max_examples=2 if name == "mixture" else 1, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
 
 
 @functools.cache
@@ -421,23 +266,12 @@ def wrapped(name: str, policy, substitute: str, model=None, **options) -> Cached
     """A denoiser cut at the blocks of a network, at the output of a function."""
     s = subject(name)
     site = "output" if network_of(s.model) is None else "blocks"
-    options = {"profile": s.profile, "scheduler": s.scheduler, "substitute": substitute, "site": site} | options
-    return CachedDenoiser(s.model if model is None else model, policy, **options)
+    usual: dict[str, Any] = {"profile": s.profile, "scheduler": s.scheduler, "substitute": substitute, "site": site}
+    return CachedDenoiser(s.model if model is None else model, policy, **usual | options)
 
 
 def paired(name: str, policy: str, substitute: str, **options) -> CachedDenoiser:
     return wrapped(name, made(name, policy, substitute), substitute, **options)
-
-
-@pairs
-def test_asking_twice_changes_nothing(name, policy, substitute):
-    """`decide` gives the same decision twice, and neither it nor `observe` changes the state."""
-    s = subject(name)
-    twice = wrapped(name, Twice(made(name, policy, substitute)), substitute)
-    plain = paired(name, policy, substitute)
-    assert torch.equal(run(s, twice, 2, 3), run(s, plain, 2, 3))
-    assert (plain.cache_ratio > 0) == (policy != "never")
-    assert plain.trace.to_dict()["records"] == twice.trace.to_dict()["records"]
 
 
 @pairs
@@ -461,7 +295,7 @@ def test_a_batch_decides_as_its_samples_do_for_every_pair(name, policy, substitu
         singles = []
         for row in range(rows):
             alone = paired(name, policy, substitute)
-            kwargs = {key: value[row : row + 1] for key, value in conditioning.items()}
+            kwargs: dict[str, Any] = {key: value[row : row + 1] for key, value in conditioning.items()}
             with torch.no_grad():
                 single = sample(alone, s.scheduler, x[row : row + 1], num_steps=STEPS, **kwargs)
             torch.testing.assert_close(single[0], batch[row], rtol=1e-3, atol=1e-3)
@@ -526,46 +360,6 @@ def test_runs_do_not_see_each_other_for_every_pair(name, policy, substitute):
     holds()
 
 
-@pytest.mark.parametrize("substitute", SUBSTITUTES)
-@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "teacache"])
-def test_an_evaluated_step_is_the_model_s_own(policy, substitute):
-    """Whatever stands in for the other rows, what was evaluated is handed out bit for bit."""
-    s = subject("mixture")
-
-    @few_on("mixture")
-    @given(few)
-    def holds(seed):
-        model = Watched(s.model.denoiser)
-        denoiser = paired("mixture", policy, substitute, model=Counted(model))
-        x, _ = s.inputs(4, seed)
-        timesteps = s.scheduler.timesteps(STEPS)
-        evaluated = 0
-        with denoiser.run(timesteps=timesteps) as trace:
-            for t in timesteps:
-                model.last = None
-                y = denoiser(x, torch.full((4,), t))
-                rows = [row for row, fresh in enumerate(trace.records[-1].evaluated) if fresh]
-                evaluated += len(rows)
-                assert (model.last is None) == (not rows)
-                if rows:
-                    assert torch.equal(y[rows], model.last)
-                x = x - 0.1 * y
-        assert evaluated
-
-    holds()
-
-
-def same(a, b) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    fields = getattr(type(a), "__attrs_attrs__", None)
-    if fields is not None:
-        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields)
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(same(p, q) for p, q in zip(a, b, strict=True))
-    return a == b or (a != a and b != b)
-
-
 @settings(max_examples=30)
 @given(seeds, st.floats(0.05, 1.0), reuses, st.integers(2, 4))
 def test_tiling_a_latent_changes_no_decision(seed, epsilon, max_reuse, tiles):
@@ -584,25 +378,6 @@ def test_tiling_a_latent_changes_no_decision(seed, epsilon, max_reuse, tiles):
     assume(min(abs(v - epsilon) for v in scores) > 1e-5 * epsilon)
     assert [r.evaluated for r in plain.trace.records] == [r.evaluated for r in tiled.trace.records]
     torch.testing.assert_close(y.repeat(1, 1, 1, tiles), z)
-
-
-@settings(max_examples=20)
-@given(seeds, st.floats(0.05, 0.5))
-def test_a_restored_state_repeats_the_decision(seed, epsilon):
-    """State in, state out: nothing that decides lives outside the state."""
-    s = subject("mixture")
-    states, decisions = [], []
-
-    class Recording(SenCache):
-        def decide(self, step, state):
-            states.append((step, state))
-            decisions.append(super().decide(step, state))
-            return decisions[-1]
-
-    policy = Recording(epsilon=epsilon, epsilon_start=1e9)
-    run(s, CachedDenoiser(s.model, policy, profile=s.profile), 2, seed)
-    for (step, state), decision in zip(reversed(states), reversed(decisions[:]), strict=True):
-        assert SenCache.decide(policy, step, state) == decision
 
 
 def test_a_linear_denoiser_needs_no_first_order_caveat():

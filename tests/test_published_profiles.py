@@ -6,17 +6,22 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cachepolicies._errors import NeedsError, ProfileError
-from cachepolicies._layout import Layout
-from cachepolicies._step import RunInfo, Step
+from cachepolicies import CachePolicy, Limits, Setup
+from cachepolicies.base.errors import NeedsError, ProfileError
+from cachepolicies.base.layout import Layout
+from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies import MagCache, SenCache, TeaCache
+from cachepolicies.policies.limits import LimitedPolicy
+from cachepolicies.policies.teacache import AccumulatedChange
 from cachepolicies.profiles import check_profile, load_profile, save_profile, shipped_profiles
+from cachepolicies.substitutes import Hold
 
 PROFILES = {name: load_profile(name) for name in shipped_profiles()}
 PUBLISHED = {name: profile for name, profile in PROFILES.items() if profile.origin == "published"}
@@ -67,32 +72,41 @@ def test_ratios_are_those_of_the_source(name):
         assert len(table) == profile.num_steps or any("steps, the source" in text for text in profile.irregularities)
 
 
+def rule_and_limits(policy: CachePolicy) -> tuple[AccumulatedChange, Limits]:
+    """Return the two parts of what `TeaCache` resolves to."""
+    assert isinstance(policy, LimitedPolicy)
+    assert isinstance(policy.policy, AccumulatedChange)
+    return policy.policy, policy.limits
+
+
 @pytest.mark.parametrize("name", TEACACHE)
-def test_teacache_binds_by_name(name):
-    bound = TeaCache().bind(PUBLISHED[name])
+def test_teacache_resolves_by_name(name):
+    setup = Setup(PUBLISHED[name])
+    resolved = TeaCache().resolve(setup)
+    rule, limits = rule_and_limits(resolved)
     settings = PUBLISHED[name].settings["teacache"]
-    assert (bound.threshold, bound.signal, bound.comparison) == (settings["threshold"], settings["signal"], "<")
-    assert (bound.first, bound.last) == (settings["first"], settings["last"])
-    assert len(bound.coefficients) == (2 if name == "wan2.1-comfyui" else 5)
-    assert bound.needs.signals == {settings["signal"]}
-    assert bound.needs.run_length
-    assert TeaCache(threshold=0.05).bind(PUBLISHED[name]).threshold == 0.05
+    assert (rule.threshold, rule.signal, rule.comparison) == (settings["threshold"], settings["signal"], "<")
+    assert limits == Limits(protect_first=settings["first"], protect_last=settings["last"])
+    assert len(rule.coefficients) == (2 if name == "wan2.1-comfyui" else 5)
+    assert resolved.needs.signals == {settings["signal"]}
+    assert resolved.needs.run_length
+    assert rule_and_limits(TeaCache(threshold=0.05).resolve(setup))[0].threshold == 0.05
 
 
 @pytest.mark.parametrize("name", MAGCACHE)
-def test_magcache_binds_by_name_and_reuses(name):
+def test_magcache_resolves_by_name_and_reuses(name):
     profile = PUBLISHED[name]
-    bound = MagCache().bind(profile)
-    assert bound.needs.run_length
+    policy = MagCache().resolve(Setup(profile))
+    assert policy.needs.run_length
     steps = profile.num_steps
     timesteps = tuple(1000.0 * (1 - k / steps) for k in range(steps))
     info = RunInfo(1000.0, timesteps, Layout(1), (1, 2), torch.float32, torch.device("cpu"), profile)
     for branch in ("cond", "uncond"):
-        state, reused = bound.start(info), 0
+        state, reused = policy.start(info), 0
         for k, t in enumerate(timesteps):
             step = Step(torch.zeros(1, 2), t, branch, k, info, lambda tensors: [t.tolist() for t in tensors])
-            decision = bound.decide(step, state)
-            state = bound.observe(step, decision, step.x, state)
+            decision = policy.decide(step, state)
+            state = policy.observe(step, decision, step.x, state)
             reused += decision.reuse[0]
         assert 0 < reused < steps
 
@@ -102,8 +116,8 @@ def test_sencache_has_its_thresholds_but_no_sensitivities(name):
     policy = SenCache(**PUBLISHED[name].settings["sencache"])
     assert policy.comparison == "<"
     assert policy.interpolation == "nearest"
-    with pytest.raises(NeedsError, match="needs 'alpha_t', 'alpha_x'"):
-        PUBLISHED[name].require("sencache", sorted(policy.needs.curves))
+    with pytest.raises(NeedsError, match="'alpha_x', 'alpha_t'"):
+        policy.resolve(Setup(PUBLISHED[name], Hold()))
 
 
 def test_the_settings_reproduce_the_scripts():
@@ -183,7 +197,7 @@ def test_another_model_class_is_refused_and_what_is_unknown_is_noted():
     profile = PUBLISHED["flux.1-dev"]
     with pytest.raises(ProfileError, match="for the model class 'FluxTransformer2DModel', this model is 'Linear'"):
         check_profile(profile, model=nn.Linear(1, 1))
-    given = {"latent_shape": (16, 8, 8), "num_steps": 28, "first_t": 1.0, "dtype": torch.bfloat16}
+    given: dict[str, Any] = {"latent_shape": (16, 8, 8), "num_steps": 28, "first_t": 1.0, "dtype": torch.bfloat16}
     assert check_profile(profile, **given) == (
         "profile 'flux.1-dev' was published without its latent shape, timesteps; whether that fits cannot be checked",
     )
@@ -193,6 +207,8 @@ def test_another_model_class_is_refused_and_what_is_unknown_is_noted():
 
 def test_a_number_that_differs_from_its_checksum_is_not_written(tmp_path):
     spec = importlib.util.spec_from_file_location("published_profiles", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     entry = {

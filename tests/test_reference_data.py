@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachepolicies._errors import InputError
+from cachepolicies.base.errors import InputError
 from cachepolicies.reference import moving_digits
 from cachepolicies.reference.classifier import WEIGHTS, classify, classify_digit_images, load_classifier
 from cachepolicies.reference.digits import Digits, load_digits

@@ -6,6 +6,7 @@ import contextlib
 import math
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import pytest
@@ -14,20 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachepolicies import CachedDenoiser, CalibrationSamples, calibrate
-from cachepolicies._errors import InputError, ProfileError, SettingsError
-from cachepolicies.sampling import sample
+from cachepolicies.base.errors import InputError, ProfileError, SettingsError
+from cachepolicies.contracts import RunAwareDenoiser
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.ddpm import DDPM
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.schedulers.from_diffusers import SUPPORTED, from_class_name
 from cachepolicies.schedulers.karras_euler import KarrasEuler
 from cachepolicies.schedulers.karras_heun import KarrasHeun
+from cachepolicies.schedulers.sample import Evaluation, sample
 from plain_loops import plain_loop
 
 MEAN, SPREAD = 0.2, 0.3
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 COGVIDEOX = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
-CASES = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in SUPPORTED),
     ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
@@ -289,7 +291,7 @@ def test_arguments_reach_the_denoiser_and_the_scheduler_may_be_a_spec():
 
 
 def test_the_callback_sees_every_evaluation():
-    seen = []
+    seen: list[Evaluation] = []
     scheduler = KarrasHeun()
     drawn = sample(gaussian(scheduler), scheduler, torch.randn(2, 3), num_steps=3, callback=seen.append)
     assert [(one.index, one.stage) for one in seen] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
@@ -298,14 +300,14 @@ def test_the_callback_sees_every_evaluation():
     assert torch.equal(seen[-1].x, drawn)
 
 
-class Declared:
+class Declared(RunAwareDenoiser):
     """A denoiser with runs, which records them."""
 
     def __init__(self):
         self.log = []
 
     @contextlib.contextmanager
-    def run(self, *, timesteps):
+    def run(self, timesteps=None):
         self.log.append(("start", timesteps))
         try:
             yield
@@ -332,6 +334,7 @@ def test_a_run_is_declared_and_ended_also_by_an_interrupt():
 def test_gradients_are_left_to_the_caller():
     x = torch.randn(2, 3, requires_grad=True)
     sample(gaussian(FlowEuler()), FlowEuler(), x, num_steps=3).sum().backward()
+    assert x.grad is not None
     assert bool(x.grad.abs().min() > 0)
     with torch.no_grad():
         assert not sample(gaussian(FlowEuler()), FlowEuler(), x, num_steps=3).requires_grad

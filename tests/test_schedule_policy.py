@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachepolicies import CachedDenoiser, NeedsError, SettingsError, sample
-from cachepolicies._reasons import NON_FINITE_OUTPUT
-from cachepolicies._trace import Trace
+from cachepolicies import CachedDenoiser, EngineReason, NeedsError, PolicySettings, SettingsError, sample
+from cachepolicies.contracts.step import Step
+from cachepolicies.engine.trace import Trace
 from cachepolicies.planning.io import save_plan
 from cachepolicies.policies import Schedule
 from cachepolicies.profiles.schema import SchedulerInfo
-from conftest import SHAPE, Counted, linear_profile, mixture
+from counting import out_of_sight
+from denoisers import SHAPE, Counted, mixture
 from made_plans import plan_of
+from made_profiles import linear_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore::cachepolicies.CacheWarning")
 
@@ -34,13 +37,13 @@ def noise(rows: int = 2) -> Tensor:
 
 def walk(denoiser, timesteps=TIMESTEPS, declared=None) -> Trace:
     x = noise()
-    with denoiser.run(timesteps=timesteps if declared is None else declared) as trace:
+    with denoiser.run(timesteps=timesteps if declared is None else declared) as run:
         for t in timesteps:
             x = x - 0.01 * denoiser(x, t)
-    return trace
+    return run.trace
 
 
-def evaluated(trace: Trace) -> tuple[int, ...]:
+def evaluated(trace: Trace) -> tuple[int | None, ...]:
     assert all(len(set(record.evaluated)) == 1 for record in trace.records)
     return tuple(record.index for record in trace.records if record.evaluated[0])
 
@@ -48,14 +51,14 @@ def evaluated(trace: Trace) -> tuple[int, ...]:
 @pytest.mark.parametrize("form", ["steps", "plan", "path", "spec"])
 def test_the_steps_are_evaluated_and_no_others(form, tmp_path):
     path = save_plan(plan_of(TIMESTEPS, REFRESHES), tmp_path / "plan.json")
-    policy = {
+    policies: dict[str, Callable[[], str | PolicySettings]] = {
         "steps": lambda: Schedule(refreshes=REFRESHES, num_steps=20),
         "plan": lambda: Schedule(plan=plan_of(TIMESTEPS, REFRESHES)),
         "path": lambda: Schedule(plan=path),
         "spec": lambda: f"schedule:plan={path}",
-    }[form]()
+    }
     model = Counted(mixture())
-    denoiser = CachedDenoiser(model, policy)
+    denoiser = CachedDenoiser(model, policies[form]())
     trace = walk(denoiser)
     assert evaluated(trace) == REFRESHES
     assert model.calls == len(REFRESHES)
@@ -84,7 +87,7 @@ def test_both_evaluations_of_a_heun_sampler_at_one_level_follow_its_step():
     model = Counted(mixture())
     denoiser = CachedDenoiser(model, Schedule(refreshes=(0, 1, 4, 5)), scheduler="karras-heun")
     sample(denoiser, "karras-heun", noise(), num_steps=10)
-    by_step: dict[int, list[bool]] = {}
+    by_step: dict[int | None, list[bool]] = {}
     for record in denoiser.trace.records:
         by_step.setdefault(record.index, []).append(record.evaluated[0])
     assert [len(calls) for calls in by_step.values()] == [1] + [2] * 9
@@ -93,7 +96,7 @@ def test_both_evaluations_of_a_heun_sampler_at_one_level_follow_its_step():
 
 
 def test_no_tensor_is_looked_at(monkeypatch):
-    monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor: False)
+    out_of_sight(monkeypatch)
     denoiser = CachedDenoiser(lambda x, t: x * 0.5, Schedule(refreshes=REFRESHES))
 
     def refuse(self):
@@ -118,11 +121,11 @@ def test_what_is_not_finite_is_evaluated_again():
 
     denoiser = CachedDenoiser(model, Schedule(refreshes=REFRESHES))
     x = noise()
-    with denoiser.run(timesteps=TIMESTEPS) as trace:
+    with denoiser.run(timesteps=TIMESTEPS) as run:
         for t in TIMESTEPS:
             denoiser(x, t)
-    assert evaluated(trace) == (0, 1, 2, 3, 5, 9, 14, 19)
-    assert trace.records[3].reason == (NON_FINITE_OUTPUT,) * 2
+    assert evaluated(run.trace) == (0, 1, 2, 3, 5, 9, 14, 19)
+    assert run.trace.records[3].reason == (EngineReason.NON_FINITE_OUTPUT,) * 2
 
 
 # -- other runs are refused --------------------------------------------------------------------------------------------
@@ -153,23 +156,25 @@ def test_timesteps_rounded_to_float32_are_the_plan_s():
 
 def test_an_announced_run_is_compared_as_it_comes():
     """In place, a context may tell the number of steps only: t is then compared at every call."""
-    policy = Schedule(plan=plan_of(TIMESTEPS, REFRESHES))
-    denoiser = CachedDenoiser(mixture(), policy)
+    denoiser = CachedDenoiser(mixture(), Schedule(plan=plan_of(TIMESTEPS, REFRESHES)))
+    policy = denoiser.policy
     with denoiser.run(timesteps=TIMESTEPS):
         denoiser(noise(), TIMESTEPS[0])
-        run = denoiser._engine._run.info
-    announced = evolve(run, timesteps=None, announced_steps=20)
+        request = denoiser._requests.latest
+        assert request is not None
+        assert request.run is not None
+        info = request.run.info
+    announced = evolve(info, timesteps=None, announced_steps=20)
     state = policy.start(announced)
 
-    class At:
-        def __init__(self, index, t):
-            self.index, self.t, self.run = index, t, announced
+    def at(index: int, t: float) -> Step:
+        return Step(noise(), t, "", index, announced, lambda tensors: [tensor.tolist() for tensor in tensors])
 
-    assert policy.decide(At(1, TIMESTEPS[1]), state).reuse == (False, False)
-    assert policy.decide(At(3, TIMESTEPS[3]), state).reuse == (True, True)
-    assert policy.decide(At(3, (TIMESTEPS[3] + TIMESTEPS[4]) / 2), state).reuse == (True, True)
+    assert policy.decide(at(1, TIMESTEPS[1]), state).reuse == (False, False)
+    assert policy.decide(at(3, TIMESTEPS[3]), state).reuse == (True, True)
+    assert policy.decide(at(3, (TIMESTEPS[3] + TIMESTEPS[4]) / 2), state).reuse == (True, True)
     with pytest.raises(SettingsError, match="at step 3"):
-        policy.decide(At(3, TIMESTEPS[3] + 5.0), state)
+        policy.decide(at(3, TIMESTEPS[3] + 5.0), state)
     with pytest.raises(SettingsError, match="20 steps, and the run has 19"):
         policy.start(evolve(announced, announced_steps=19))
     with pytest.raises(SettingsError, match="at step 0, and the run has t = 900"):

@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import pytest
 
-from cachepolicies._errors import PluginError, SettingsError
+from cachepolicies.base.errors import PluginError, SettingsError
 from cachepolicies.profiles import SchedulerInfo, read_profile, save_profile, shipped_profiles
 from cachepolicies.schedulers import resolve
 from cachepolicies.schedulers.ddim import DDIM
@@ -37,7 +37,9 @@ def test_a_scheduler_is_rebuilt_from_its_record(scheduler, tmp_path):
     read = read_profile(
         save_profile(attrs.evolve(read_profile(shipped_profiles()["video-dit"]), scheduler=info), tmp_path / "p.json")
     ).scheduler
+    assert read is not None
     again = scheduler_of(read)
+    assert again is not None
     assert type(again) is type(scheduler)
     assert again.name == scheduler.name
     assert again.config == scheduler.config
@@ -46,7 +48,7 @@ def test_a_scheduler_is_rebuilt_from_its_record(scheduler, tmp_path):
 
 
 def test_every_registered_scheduler_is_among_them():
-    from cachepolicies._plugins import schedulers
+    from cachepolicies.registry.load import schedulers
 
     assert {scheduler.name for scheduler in REBUILT} >= {
         entry.name for entry in schedulers().entries() if entry.distribution == "cachepolicies"
@@ -57,7 +59,9 @@ def test_the_shipped_profiles_have_a_scheduler_to_rebuild():
     for path in shipped_profiles().values():
         profile = read_profile(path)
         if profile.scheduler is not None:
-            assert scheduler_of(profile.scheduler).timesteps(profile.num_steps) == profile.timesteps
+            again = scheduler_of(profile.scheduler)
+            assert again is not None
+            assert again.timesteps(profile.num_steps) == profile.timesteps
 
 
 def test_a_shift_that_was_set_later_is_the_known_exception():
@@ -67,6 +71,7 @@ def test_a_shift_that_was_set_later_is_the_known_exception():
     instance.set_shift(3.0)
     scheduler = DiffusersScheduler(instance)
     again = scheduler_of(SchedulerInfo(scheduler.name, scheduler.family, scheduler.config))
+    assert again is not None
     assert again.timesteps(10)[:-1] == pytest.approx(scheduler.timesteps(10)[:-1], rel=0.02)
 
 
@@ -82,8 +87,6 @@ def test_what_cannot_be_rebuilt(monkeypatch):
         def create(self, name: str, **config: Any) -> Any:
             return object()
 
-    from cachepolicies import _plugins
-
-    monkeypatch.setattr(_plugins, "schedulers", Broken)
+    monkeypatch.setattr("cachepolicies.registry.load.schedulers", Broken)
     with pytest.raises(PluginError, match="made a object, not a cachepolicies Scheduler"):
         resolve.scheduler_of(SchedulerInfo("x", "vp"))

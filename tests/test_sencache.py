@@ -10,21 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cachepolicies import CachedDenoiser, Needs, NeedsError, SettingsError, enable, row_rms, sample
-from cachepolicies._policy import TakesFromSetup
-from cachepolicies._reasons import NON_FINITE_OUTPUT
-from cachepolicies._setup import Setup
+from cachepolicies import (
+    CachedDenoiser,
+    CachePolicy,
+    EngineReason,
+    NeedsError,
+    PolicySettings,
+    Score,
+    SettingsError,
+    Setup,
+    UnknownNameError,
+    enable,
+    row_rms,
+    sample,
+)
 from cachepolicies.policies import SenCache
+from cachepolicies.policies.limits import LimitedPolicy, LimitReason
+from cachepolicies.policies.sencache import PredictedChange
 from cachepolicies.profiles.schema import Curve, SchedulerInfo
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.substitutes import Hold, Linear
-from conftest import SHAPE, Counted, linear_profile, mixture
+from counting import out_of_sight
+from denoisers import SHAPE, Counted, mixture
+from made_profiles import linear_profile
 from tiny_pipelines import PIPELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore::cachepolicies.CacheWarning")
 
 TIMESTEPS = FlowEuler().timesteps(20)
-SPENT = "budget spent"
+SPENT = LimitReason.SPENT
 
 
 def noise(rows: int = 3, seed: int = 0) -> Tensor:
@@ -56,16 +70,17 @@ def test_decisions_are_those_of_the_rule_written_out(mixture_profile, seed, epsi
     denoiser = make(mixture_profile, epsilon=epsilon, max_reuse=max_reuse, interpolation=interpolation, max_nfe=max_nfe)
     curves = mixture_profile.curves
     rows = 2
-    x, reference, streak, spent = noise(rows, seed), [None] * rows, [0] * rows, [0] * rows
+    reference: list[tuple[Tensor, float] | None] = [None] * rows
+    x, streak, spent = noise(rows, seed), [0] * rows, [0] * rows
     with denoiser.run(timesteps=TIMESTEPS) as trace:
         for k, t in enumerate(TIMESTEPS):
             y = denoiser(x, t)
             record = trace.records[-1]
             limit = min(0.01, epsilon) if k < 4 else epsilon
             for row in range(rows):
-                reuse = False
-                if reference[row] is not None:
-                    there, r = reference[row]
+                reuse, held = False, reference[row]
+                if held is not None:
+                    there, r = held
                     alpha_x, alpha_t = (curves[name].at(r, interpolation) for name in ("alpha_x", "alpha_t"))
                     score = alpha_x * row_rms(x - there)[row].item() + alpha_t * abs(t - r)
                     over = max_nfe is not None and spent[row] >= max_nfe
@@ -129,12 +144,12 @@ def test_the_engine_s_guard_goes_before_the_budget(mixture_profile):
         for t in TIMESTEPS:
             denoiser(noise(), torch.full((3,), t))
     assert [record.evaluated[0] for record in trace.records] == [True] * 4 + [False] * 16
-    assert trace.records[3].reason == (NON_FINITE_OUTPUT,) * 3
+    assert trace.records[3].reason == (EngineReason.NON_FINITE_OUTPUT,) * 3
     assert trace.records[4].reason == (SPENT,) * 3
 
 
 def test_no_tensor_is_read_once_the_budget_is_spent(mixture_profile, monkeypatch):
-    monkeypatch.setattr("cachepolicies._guards.visible", lambda tensor: False)
+    out_of_sight(monkeypatch)
     denoiser = CachedDenoiser(
         Counted(lambda x, t: 0.5 * x), "sencache", profile=mixture_profile, epsilon=0.0, max_nfe=5
     )
@@ -224,21 +239,23 @@ def test_the_score_predicts_what_the_audit_measures(mixture_profile):
     assert 1 / 3 < np.mean(predicted) / np.mean(true) < 3
 
 
-def test_history_is_kept_by_decision(mixture_profile):
+def test_history_is_kept_by_decision(mixture_profile, monkeypatch):
     """Rows that refresh at different steps have refreshes of their own, as many as the score looks at."""
     states = []
+    observe = PredictedChange.observe
 
-    class Recording(SenCache):
-        def observe(self, step, decision, output, state):
-            states.append((step.t, decision.reuse, super().observe(step, decision, output, state)))
-            return states[-1][-1]
+    def recording(self, step, decision, output, state):
+        states.append((step.t, decision.reuse, observe(self, step, decision, output, state)))
+        return states[-1][-1]
+
+    monkeypatch.setattr(PredictedChange, "observe", recording)
 
     # calibration samples of very different sizes, so that the score goes by how far each row moves
     sizes = np.geomspace(0.1, 10.0, mixture_profile.samples)
     sizes /= sizes.mean()
     tables = {name: mixture_profile.tables[name] * sizes for name in ("change", "displacement")}
     profile = evolve(mixture_profile, tables={**mixture_profile.tables, **tables})
-    policy = Recording(epsilon="constant:epsilon=0.3", max_reuse=4)
+    policy = SenCache(epsilon="constant:epsilon=0.3", max_reuse=4)
     run(CachedDenoiser(Counted(mixture()), policy, profile=profile, substitute="quadratic"), rows=6)
     own: list[list[float]] = [[] for _ in range(6)]
     for t, reuse, state in states:
@@ -263,37 +280,66 @@ def test_what_a_profile_lacks_is_said_at_set_up():
         CachedDenoiser(mixture(), "sencache", substitute="linear")
 
 
-def test_suiting_changes_neither_the_policy_nor_its_settings(mixture_profile):
+def score_in(policy: CachePolicy) -> Score:
+    """Return the score of what `SenCache` resolves to."""
+    assert isinstance(policy, LimitedPolicy)
+    assert isinstance(policy.policy, PredictedChange)
+    return policy.policy.score
+
+
+def test_resolving_makes_another_object_and_leaves_the_settings(mixture_profile):
     policy = SenCache(epsilon=0.2)
-    suited = policy.suit(Setup(mixture_profile, Hold()))
-    assert isinstance(policy, TakesFromSetup)
-    assert suited == policy
-    assert suited is not policy
-    assert repr(suited) == repr(policy)
-    again = suited.suit(Setup(mixture_profile, Hold()))
-    assert again == policy
-    assert again._score is suited._score  # made once: an extrapolation's takes a while
-    other = evolve(mixture_profile, notes="another")
-    assert suited.suit(Setup(other, Hold()))._score is not suited._score
-    assert suited.suit(Setup(mixture_profile, Linear()))._score.name == "extrapolation"
+    shown = repr(policy)
+    setup = Setup(mixture_profile, Hold())
+    resolved = policy.resolve(setup)
+    assert policy == SenCache(epsilon=0.2)
+    assert repr(policy) == shown
+    assert not isinstance(policy, CachePolicy)
+    assert resolved.resolve(setup) is resolved  # made once: an extrapolation's score takes a while
+    assert score_in(resolved).name == "bound"
+    assert score_in(policy.resolve(Setup(mixture_profile, Linear()))).name == "extrapolation"
+    denoiser = CachedDenoiser(Counted(mixture()), policy, profile=mixture_profile)
+    assert denoiser.settings is policy
+    assert isinstance(denoiser.policy, LimitedPolicy)
+    assert isinstance(resolved, LimitedPolicy)
+    assert denoiser.policy.limits == resolved.limits
 
 
-def test_a_policy_that_was_not_suited_scores_for_hold(mixture_profile):
-    """As inside another that does not pass `suit` on."""
+def test_inside_another_policy_it_is_resolved_with_it(mixture_profile):
+    """Whoever is laid around it passes the set-up on, and gets the same decisions."""
 
-    class Around:
+    class Around(CachePolicy):
         name = "around"
-        inner = SenCache(epsilon=0.3)
-        needs, reuses = inner.needs, inner.reuses
-        start, decide, observe = inner.start, inner.decide, inner.observe
 
-    around = CachedDenoiser(Counted(mixture()), Around(), profile=mixture_profile)
+        def __init__(self, inner):
+            self.inner = inner
+
+        needs = property(lambda self: self.inner.needs)
+        reuses = property(lambda self: self.inner.reuses)
+
+        def start(self, run):
+            return self.inner.start(run)
+
+        def decide(self, step, state):
+            return self.inner.decide(step, state)
+
+        def observe(self, step, decision, output, state):
+            return self.inner.observe(step, decision, output, state)
+
+    class Inside(PolicySettings):
+        name = "inside"
+        inner = SenCache(epsilon=0.3)
+
+        def resolve(self, setup):
+            return Around(self.inner.resolve(setup))
+
+    around = CachedDenoiser(Counted(mixture()), Inside(), profile=mixture_profile)
     plain = make(mixture_profile, epsilon=0.3)
     assert torch.equal(run(around), run(plain))
     assert plain.cache_ratio > 0
 
 
-class Asks:
+class Asks(CachePolicy):
     """A policy that keeps what set-up tells it."""
 
     name = "asks"
@@ -301,20 +347,12 @@ class Asks:
     def __init__(self):
         self.setups: list[Setup] = []
 
-    needs = Needs()
-    reuses = True
-
-    def suit(self, setup):
+    def resolve(self, setup):
         self.setups.append(setup)
         return self
 
-    def start(self, info):
-        return None
-
     def decide(self, step, state):
         raise NotImplementedError
-
-    observe = decide
 
 
 @pytest.mark.parametrize(
@@ -343,10 +381,13 @@ def test_the_substitute_is_told_the_scheduler(mixture_profile):
     )
     [setup] = policy.setups
     assert setup.substitute is denoiser.substitute
+    assert isinstance(denoiser.substitute, Linear)
     assert denoiser.substitute.time(500.0) == pytest.approx(0.5)  # sigma, the time of the sampler
     rebuilt = CachedDenoiser(Counted(mixture()), Asks(), profile=mixture_profile, substitute="linear")
+    assert isinstance(rebuilt.substitute, Linear)
     assert rebuilt.substitute.time(500.0) == pytest.approx(0.5)  # from the profile's record
     unknown = CachedDenoiser(mixture(), "uniform:every=2", substitute="linear")
+    assert isinstance(unknown.substitute, Linear)
     assert unknown.substitute.time(500.0) == 500.0
     with unknown.run(timesteps=TIMESTEPS) as trace:
         unknown(noise(), TIMESTEPS[0])
@@ -363,7 +404,8 @@ def test_in_place_it_is_the_pipeline_s(supported):
     policy = Asks()
     with enable(pipe, policy):
         [setup] = policy.setups
-        assert (setup.scheduler.name if supported else setup.scheduler) == (kind.__name__ if supported else None)
+        used = None if setup.scheduler is None else setup.scheduler.name
+        assert used == (kind.__name__ if supported else None)
     asked = Asks()
     with enable(pipe.transformer, asked, substitute="linear"):
         assert asked.setups[0].scheduler is None
@@ -377,7 +419,7 @@ def test_in_place_it_is_the_pipeline_s(supported):
     [
         ({"max_nfe": 0}, "max_nfe must be an integer >= 1, got 0"),
         ({"max_nfe": 3.0}, "max_nfe must be an integer >= 1"),
-        ({"score": "sharp"}, "score must be one of a few words .*bound, correlated, substitute"),
+        ({"score": 1}, "score is 1 .*a registered name or a score"),
         ({"epsilon": None}, "epsilon must be a finite number >= 0, got None"),
         ({"epsilon": ""}, "epsilon must be a finite number >= 0, got ''"),
         ({"epsilon": "0.1"}, "epsilon must be a finite number >= 0, got '0.1'"),
@@ -390,9 +432,17 @@ def test_bad_settings(given, message):
         SenCache(**given)
 
 
+def test_a_score_that_nobody_registered_is_refused():
+    with pytest.raises(UnknownNameError, match=r"unknown score 'sharp': .*bound, correlated, substitute"):
+        SenCache(score="sharp")
+
+
 def test_reuses():
-    assert SenCache().reuses
-    assert not SenCache(epsilon=0).reuses
-    assert not SenCache(max_reuse=0).reuses
-    assert SenCache(epsilon=0, max_nfe=3).reuses
-    assert SenCache(epsilon="two-phase").reuses
+    def resolved(**settings):
+        return SenCache(**settings).resolve(Setup(linear_profile(TIMESTEPS), Hold()))
+
+    assert resolved().reuses
+    assert not resolved(epsilon=0).reuses
+    assert not resolved(max_reuse=0).reuses
+    assert resolved(epsilon=0, max_nfe=3).reuses
+    assert resolved(epsilon="two-phase").reuses

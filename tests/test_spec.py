@@ -11,10 +11,20 @@ from attrs import field, frozen, validators
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cachepolicies import _settings
-from cachepolicies._errors import CachePoliciesError, SettingsError
-from cachepolicies._settings import build, plain
-from cachepolicies._spec import format_spec, parse_spec
+from cachepolicies.base.errors import CachePoliciesError, SettingsError
+from cachepolicies.base.settings import (
+    boolean,
+    build,
+    finite,
+    fraction,
+    non_negative,
+    non_negative_int,
+    one_of,
+    plain,
+    positive,
+    positive_int,
+)
+from cachepolicies.base.specs import format_spec, parse_spec
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,12}", fullmatch=True)
 KEYS = st.from_regex(r"[a-z_][a-z0-9_]{0,8}", fullmatch=True)
@@ -124,7 +134,7 @@ def test_malformed(spec, reason):
 
 def test_a_spec_must_be_text():
     with pytest.raises(SettingsError, match=r"a spec is a string .* got int"):
-        parse_spec(3)
+        parse_spec(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("settings", [{"x": math.nan}, {"x": len}, {"x": [math.inf]}, {"not valid": 1}])
@@ -142,38 +152,38 @@ def _holder(check):
 
 
 GOOD = {
-    "finite": [0, -1.5, Fraction(1, 3), np.float32(2.5), np.int64(-4)],
-    "non_negative": [0, 0.0, 3, np.float64(0.1)],
-    "positive": [1, 1e-300, np.float16(0.5)],
-    "fraction": [0, 1, 0.2, np.float32(1.0)],
-    "non_negative_int": [0, 7, np.int32(0), np.uint8(3)],
-    "positive_int": [1, 7, np.int64(1)],
-    "boolean": [True, False, np.bool_(True)],
+    finite: [0, -1.5, Fraction(1, 3), np.float32(2.5), np.int64(-4)],
+    non_negative: [0, 0.0, 3, np.float64(0.1)],
+    positive: [1, 1e-300, np.float16(0.5)],
+    fraction: [0, 1, 0.2, np.float32(1.0)],
+    non_negative_int: [0, 7, np.int32(0), np.uint8(3)],
+    positive_int: [1, 7, np.int64(1)],
+    boolean: [True, False, np.bool_(True)],
 }
 NEVER_A_NUMBER = [math.nan, math.inf, -math.inf, np.float32("nan"), True, np.bool_(False), "1", None, 1j, [1], 10**400]
 BAD = {
-    "finite": NEVER_A_NUMBER,
-    "non_negative": [*NEVER_A_NUMBER, -1e-9, -1],
-    "positive": [*NEVER_A_NUMBER, 0, 0.0, -0.0, -1],
-    "fraction": [*NEVER_A_NUMBER, -0.01, 1.01, 20],
-    "non_negative_int": [*NEVER_A_NUMBER[:-1], 3.0, -1, np.float64(2.0), np.int8(-1)],
-    "positive_int": [*NEVER_A_NUMBER[:-1], 3.0, 0, -1, np.int8(0)],
-    "boolean": [0, 1, "true", None, math.nan],
+    finite: NEVER_A_NUMBER,
+    non_negative: [*NEVER_A_NUMBER, -1e-9, -1],
+    positive: [*NEVER_A_NUMBER, 0, 0.0, -0.0, -1],
+    fraction: [*NEVER_A_NUMBER, -0.01, 1.01, 20],
+    non_negative_int: [*NEVER_A_NUMBER[:-1], 3.0, -1, np.float64(2.0), np.int8(-1)],
+    positive_int: [*NEVER_A_NUMBER[:-1], 3.0, 0, -1, np.int8(0)],
+    boolean: [0, 1, "true", None, math.nan],
 }
 EXPECTATION = {
-    "finite": "a finite number",
-    "non_negative": "a finite number >= 0",
-    "positive": "a finite number > 0",
-    "fraction": "a fraction from 0 to 1",
-    "non_negative_int": "an integer >= 0",
-    "positive_int": "an integer >= 1",
-    "boolean": "True or False",
+    finite: "a finite number",
+    non_negative: "a finite number >= 0",
+    positive: "a finite number > 0",
+    fraction: "a fraction from 0 to 1",
+    non_negative_int: "an integer >= 0",
+    positive_int: "an integer >= 1",
+    boolean: "True or False",
 }
 
 
 @pytest.mark.parametrize(("check", "value"), [(check, value) for check, values in GOOD.items() for value in values])
 def test_validators_accept(check, value):
-    knob = _holder(getattr(_settings, check))(value).knob
+    knob = _holder(check)(value).knob
     assert knob == value
     assert not isinstance(knob, np.generic)
 
@@ -181,7 +191,7 @@ def test_validators_accept(check, value):
 @pytest.mark.parametrize(("check", "value"), [(check, value) for check, values in BAD.items() for value in values])
 def test_validators_refuse(check, value):
     with pytest.raises(SettingsError) as caught:
-        _holder(getattr(_settings, check))(value)
+        _holder(check)(value)
     message = str(caught.value)
     assert f"Knobs: knob must be {EXPECTATION[check]}, got " in message
     assert type(plain(value)).__name__ in message
@@ -189,7 +199,7 @@ def test_validators_refuse(check, value):
 
 
 def test_one_of():
-    knobs = _holder(_settings.one_of("hold", "linear"))
+    knobs = _holder(one_of("hold", "linear"))
     assert knobs("linear").knob == "linear"
     with pytest.raises(SettingsError, match=r"did you mean 'linear'\? known: hold, linear.* got 'linaer'"):
         knobs("linaer")
@@ -201,8 +211,8 @@ def test_one_of():
 class Sample:
     """A policy's settings."""
 
-    epsilon: float = field(validator=_settings.non_negative)
-    max_reuse: int = field(default=3, validator=_settings.non_negative_int)
+    epsilon: float = field(validator=non_negative)
+    max_reuse: int = field(default=3, validator=non_negative_int)
 
 
 def test_build():

@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from cachepolicies._errors import InputError, NeedsError, ProfileError, SettingsError
-from cachepolicies._layout import Layout
-from cachepolicies._plugins import load_plugins
-from cachepolicies._policy import CachePolicy, TakesFromProfile
-from cachepolicies._step import RunInfo, Step
+from cachepolicies import CachePolicy, Limits, PolicySettings, Setup
+from cachepolicies.base.errors import InputError, NeedsError, ProfileError, SettingsError
+from cachepolicies.base.layout import Layout
+from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies import TeaCache
-from cachepolicies.profiles.schema import ModelInfo, Polynomial, Profile
+from cachepolicies.policies.limits import LimitedPolicy
+from cachepolicies.policies.teacache import AccumulatedChange
+from cachepolicies.profiles.schema import ModelInfo, Polynomial, PublishedProfile
+from cachepolicies.registry.load import load_plugins
 
 # what the authors' LTX script accumulated on a tiny model, 0 where it evaluated: golden/teacache_ltx_a.json
 LTX_COEFFICIENTS = (21.4700694, -12.8016453, 2.31279151, 0.792487521, 0.00969274326)
@@ -53,13 +55,19 @@ class Reader:
         return [tensor.tolist() for tensor in tensors]
 
 
+def rule_state(state):
+    """The rule's own state, within the limits' or without them."""
+    return getattr(state, "inner", state)
+
+
 def drive(policy, info, signals, refuse=(), name=SIGNAL):
     """Follow a run with these signals; ``refuse``: (step, decision) that a guard evaluates."""
     state, read, decisions = policy.start(info), Reader(), []
     for k, signal in enumerate(signals):
         t = 1000.0 * (1 - k / len(signals))
         step = Step(torch.zeros(info.shape), t, "x", info.index(t), info, read, {name: signal})
-        before, given_signal = copy.deepcopy(state), signal.clone()
+        now, given_signal = rule_state(state), signal.clone()
+        before = copy.deepcopy(now)
         reads = read.calls
         decision = policy.decide(step, state)
         assert read.calls - reads <= 1
@@ -67,8 +75,8 @@ def drive(policy, info, signals, refuse=(), name=SIGNAL):
         assert (again.reuse, again.reason) == (decision.reuse, decision.reason)
         decision = attrs.evolve(decision, reuse=tuple(r and (k, d) not in refuse for d, r in enumerate(decision.reuse)))
         following = policy.observe(step, decision, step.x, state)
-        assert before.accumulated == state.accumulated
-        assert before.signal is None or torch.equal(before.signal, state.signal) or not state.signal.isfinite().all()
+        assert before.accumulated == now.accumulated
+        assert before.signal is None or torch.equal(before.signal, now.signal) or not now.signal.isfinite().all()
         assert torch.equal(signal, given_signal) or signal.isnan().any()
         decisions.append(decision)
         state = following
@@ -86,7 +94,7 @@ def growing(changes, shape=(1, 6, 4), dtype=torch.float64, seed=0):
 
 
 def teacache(**changes):
-    return TeaCache(**{"threshold": 0.1, "coefficients": IDENTITY, "signal": SIGNAL, **changes}).bind(None)
+    return TeaCache(**{"threshold": 0.1, "coefficients": IDENTITY, "signal": SIGNAL, **changes}).resolve(Setup())
 
 
 def evaluated(decisions, d=0):
@@ -101,10 +109,9 @@ def profile_with(polynomials, **changes):
         "latent_shape": None,
         "scheduler": None,
         "timesteps": (),
-        "origin": "published",
         "polynomials": {name: Polynomial(c) for name, c in polynomials.items()},
     }
-    return Profile(**{**fields, **changes})
+    return PublishedProfile(**{**fields, **changes})
 
 
 changes_of_a_run = st.lists(st.floats(0.0, 0.5), min_size=2, max_size=30)
@@ -268,7 +275,7 @@ def test_what_is_remembered_is_a_copy():
     step = Step(torch.zeros(1, 2), 1000.0, "x", 0, info, Reader(), {SIGNAL: signal})
     state = policy.observe(step, policy.decide(step, policy.start(info)), step.x, policy.start(info))
     signal.zero_()
-    assert torch.equal(state.signal, torch.ones(1, 4))
+    assert torch.equal(rule_state(state).signal, torch.ones(1, 4))
 
 
 def test_a_missing_signal_or_one_without_a_batch():
@@ -278,31 +285,38 @@ def test_a_missing_signal_or_one_without_a_batch():
         drive(teacache(), info_of(2), [torch.ones(3, 2)])
 
 
-# -- binding ---------------------------------------------------------------------------------------------------------
+# -- set-up ----------------------------------------------------------------------------------------------------------
 
 
 def test_open_settings_come_from_the_profile_and_given_ones_win():
     settings = {"teacache": {"threshold": 0.6, "signal": SIGNAL, "first": 5, "last": 0}}
     profile = profile_with({SIGNAL: (2.0, 1.0)}, settings=settings)
-    assert isinstance(TeaCache(), TakesFromProfile)
-    assert isinstance(TeaCache(), CachePolicy)
-    bound = TeaCache().bind(profile)
-    assert bound == TeaCache(0.6, (2.0, 1.0), SIGNAL, 5, 0, "<")
-    assert bound.bind(profile) == bound
-    assert bound.needs.signals == {SIGNAL}
-    assert bound.needs.run_length
-    assert TeaCache(threshold=0.2, first=1, comparison="<=").bind(profile) == TeaCache(
-        0.2, (2.0, 1.0), SIGNAL, 1, 0, "<="
+    setup = Setup(profile)
+    policy = TeaCache()
+    assert isinstance(policy, PolicySettings)
+    assert not isinstance(policy, CachePolicy)  # settings that are open cannot start
+    resolved = policy.resolve(setup)
+    assert policy == TeaCache()
+    assert resolved == LimitedPolicy(
+        AccumulatedChange(0.6, (2.0, 1.0), SIGNAL, "<"), Limits(protect_first=5, protect_last=0)
+    )
+    assert resolved.resolve(setup) is resolved
+    assert resolved.needs.signals == {SIGNAL}
+    assert resolved.needs.run_length
+    assert TeaCache(threshold=0.2, first=1, comparison="<=").resolve(setup) == LimitedPolicy(
+        AccumulatedChange(0.2, (2.0, 1.0), SIGNAL, "<="), Limits(protect_first=1, protect_last=0)
     )
 
 
 def test_the_only_polynomial_says_which_signal():
-    bound = TeaCache(threshold=0.2).bind(profile_with({"timestep_embedding": (1.0, 0.0)}))
-    assert (bound.signal, bound.first, bound.last, bound.comparison) == ("timestep_embedding", 1, 1, "<")
+    resolved = TeaCache(threshold=0.2).resolve(Setup(profile_with({"timestep_embedding": (1.0, 0.0)})))
+    assert resolved == LimitedPolicy(
+        AccumulatedChange(0.2, (1.0, 0.0), "timestep_embedding", "<"), Limits(protect_first=1, protect_last=1)
+    )
 
 
 def test_coefficients_may_be_an_array():
-    assert teacache(coefficients=np.array([1.0, 2.0])).coefficients == (1.0, 2.0)
+    assert teacache(coefficients=np.array([1.0, 2.0])).policy.coefficients == (1.0, 2.0)
     assert hash(teacache(coefficients=[1, 2])) == hash(teacache(coefficients=(1, 2)))
 
 
@@ -325,17 +339,17 @@ TWO = profile_with(
 )
 def test_what_is_missing_is_said_at_set_up(options, profile, message):
     with pytest.raises(NeedsError, match=message):
-        TeaCache(**options).bind(profile)
+        TeaCache(**options).resolve(Setup(profile))
 
 
 def test_bad_settings_of_a_profile():
     for settings, message in (
         ({"treshold": 1}, "profile 'p', settings of 'teacache': unknown setting 'treshold': did you mean 'threshold'"),
-        ({"signal": ["x"]}, "settings of 'teacache': TeaCache: signal must be one of"),
+        ({"signal": ["x"]}, "settings of 'teacache': TeaCache: signal must be a name"),
         ({"first": 1.5}, "TeaCache: first must be an integer"),
     ):
         with pytest.raises(ProfileError, match=message):
-            TeaCache().bind(profile_with({SIGNAL: (1.0, 0.0)}, settings={"teacache": settings}))
+            TeaCache().resolve(Setup(profile_with({SIGNAL: (1.0, 0.0)}, settings={"teacache": settings})))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +362,7 @@ def test_bad_settings_of_a_profile():
         ({"coefficients": ("1",)}, "entry 0 is not one"),
         ({"coefficients": 1.0}, "coefficients must be"),
         ({"coefficients": [[1.0]]}, "entry 0 is not one"),
-        ({"signal": "modulated"}, "did you mean 'modulated_input'"),
+        ({"signal": ""}, "signal must be a name"),
         ({"first": -1}, "first must be an integer >= 0"),
         ({"last": 0.5}, "last must be an integer >= 0"),
         ({"comparison": ">"}, "comparison must be"),
@@ -357,13 +371,6 @@ def test_bad_settings_of_a_profile():
 def test_bad_settings(options, message):
     with pytest.raises(SettingsError, match=message):
         TeaCache(**options)
-
-
-def test_a_policy_that_was_not_bound_does_not_start():
-    with pytest.raises(NeedsError, match="was not bound"):
-        TeaCache().start(info_of(2))
-    with pytest.raises(NeedsError, match="was not bound"):
-        TeaCache(0.1, IDENTITY, SIGNAL).start(info_of(2))
 
 
 def test_it_is_registered():

@@ -5,33 +5,34 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachepolicies import CachedDenoiser
-from cachepolicies._errors import InputError, ProfileError, SettingsError
-from cachepolicies._plugins import substitutes
-from cachepolicies._policy import Needs
-from cachepolicies._setup import Setup
-from cachepolicies.planning._plan import PlanError
+from cachepolicies import CachedDenoiser, Needs, Setup
+from cachepolicies.base.errors import InputError, ProfileError, SettingsError
+from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.planning.io import save_plan
+from cachepolicies.planning.plan_record import PlanError
 from cachepolicies.planning.simulate import simulate, simulate_samples
-from cachepolicies.planning.tolerance_curve import LARGEST_MARGIN, InfeasibleToleranceError, ToleranceCurve, fit
+from cachepolicies.planning.tolerance_curve import ToleranceCurve
+from cachepolicies.planning.tolerance_fit import LARGEST_MARGIN, InfeasibleToleranceError, fit
 from cachepolicies.policies import SenCache
 from cachepolicies.profiles import load_profile
 from cachepolicies.scores import score_of
 from cachepolicies.substitutes.hold import Hold
 from cachepolicies.substitutes.linear import Linear
 from cachepolicies.substitutes.quadratic import Quadratic
+from cachepolicies.substitutes.resolve import substitute_on
 from cachepolicies.tolerances import as_tolerance
 from cachepolicies.tolerances.planned import Planned
-from conftest import Counted, mixture
+from denoisers import Counted, mixture
 from made_plans import plan_of
-from test_continuous import sampled
-from test_simulate import Distance, steady
+from plain_loops import sampled
+from steady_runs import Distance, steady
 
 
 @st.composite
@@ -109,6 +110,7 @@ def test_a_fitted_curve_reproduces_the_plan_exactly(problem):
     assert simulate(Distance(), curve.epsilon, ts, table, limit) == plan
     assert simulate(Distance(), [curve.at(t) for t in ts], ts, table, limit) == plan
     # with a knot at every step each decision has a tolerance of its own, so the largest margin is there
+    assert curve.margin is not None
     assert curve.margin == pytest.approx(0.5 * LARGEST_MARGIN) or curve.margin > 0.5 * LARGEST_MARGIN
 
 
@@ -178,6 +180,7 @@ def test_a_steady_plan_gives_a_straight_line_in_the_middle():
 
 def test_fewer_knots_give_a_smoother_curve_or_say_that_they_do_not_suffice():
     profile = load_profile("video-dit")
+    assert profile.displacement is not None
     ts, table = profile.timesteps, profile.displacement.astype(np.float64).mean(axis=2)
     score, plan = score_of("bound", profile, Hold()), tuple(range(0, 50, 2))
     knots = [*np.linspace(ts[0], 200.0, 8), *np.linspace(180.0, ts[-1], 6)]
@@ -201,6 +204,7 @@ PLANS = {
 @pytest.mark.parametrize("name", ["video-dit", "image-dit"])
 def test_on_single_samples_the_mean_is_within_one_of_the_plan(name, substitute):
     profile = load_profile(name)
+    assert profile.displacement is not None
     ts, table = profile.timesteps, profile.displacement.astype(np.float64)
     score = score_of("substitute", profile, substitute)
     for label, plan in PLANS.items():
@@ -237,9 +241,9 @@ def test_bad_input_is_refused():
     with pytest.raises(SettingsError, match="reuses 3 times in a row, but max_reuse is 2"):
         fit(ts, (0, 4), score, table, max_reuse=2)
     with pytest.raises(SettingsError, match="unknown shape 'smooth'"):
-        fit(ts, (0, 4), score, table, shape="smooth")
+        fit(ts, (0, 4), score, table, shape="smooth")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="unknown direction"):
-        fit(ts, (0, 4), score, table, shape="monotone", direction="up")
+        fit(ts, (0, 4), score, table, shape="monotone", direction="up")  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="belongs to shape='monotone'"):
         fit(ts, (0, 4), score, table, direction="rising")
     with pytest.raises(SettingsError, match="share"):
@@ -259,9 +263,7 @@ def test_bad_input_is_refused():
 
 def with_curve(substitute, profile, plan=PLANS["every second"]):
     ts = profile.timesteps
-    score = score_of(
-        "substitute", profile, substitutes().create(substitute).on(None) if substitute != "hold" else Hold()
-    )
+    score = score_of("substitute", profile, substitute_on(substitute, None))
     curve = fit(ts, plan, score, profile.displacement.astype(np.float64).mean(axis=2))
     return plan_of(ts, plan, substitute=substitute, tolerance=curve, model_class=profile.model.class_name)
 
@@ -271,9 +273,10 @@ def test_a_planned_tolerance_is_the_curve_of_the_plan(tmp_path):
     plan = with_curve("hold", profile)
     path = save_plan(plan, tmp_path / "plan.json")
     for schedule in (Planned(plan=plan), Planned(path=path), Planned(path=str(path)), as_tolerance(path)):
-        schedule.check(Setup(profile, Hold()))
-        at = schedule.start(None, Setup(profile, Hold()), score_of("bound", profile, Hold()), 3)
-        assert [at(SimpleNamespace(t=t)) for t in plan.timesteps] == list(plan.tolerance.epsilon)
+        setup = Setup(profile, Hold())
+        at = schedule.resolve(setup).start(cast(RunInfo, None), setup, score_of("bound", profile, Hold()), 3)
+        assert [at(cast(Step, SimpleNamespace(t=t))) for t in plan.timesteps] == list(plan.tolerance.epsilon)
+        assert isinstance(schedule, Planned)
         assert schedule.curve == plan.tolerance
         assert schedule.needs == Needs()
     assert Planned(plan=plan) == Planned(plan=plan)
@@ -292,12 +295,12 @@ def test_a_plan_for_something_else_is_refused():
     profile = load_profile("video-dit")
     plan = with_curve("linear:time=t", profile)
     schedule = Planned(plan=plan)
-    schedule.check(Setup(profile, Linear(time="t")))
+    schedule.resolve(Setup(profile, Linear(time="t")))
     for other in (Hold(), Quadratic(time="t")):
         with pytest.raises(SettingsError, match="the plan was made for the substitute 'linear:time=t'"):
-            schedule.check(Setup(profile, other))
+            schedule.resolve(Setup(profile, other))
     with pytest.raises(SettingsError, match="made for a"):
-        schedule.check(Setup(load_profile("image-dit"), Linear(time="t")))
+        schedule.resolve(Setup(load_profile("image-dit"), Linear(time="t")))
 
 
 def test_plans_without_a_curve_and_wrong_settings_are_refused(tmp_path):
@@ -309,8 +312,8 @@ def test_plans_without_a_curve_and_wrong_settings_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="either path"):
         Planned(path="plan.json", plan=bare)
     with pytest.raises(SettingsError, match="path must be the path"):
-        Planned(path=3)
+        Planned(path=3)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="plan must be a plan"):
-        Planned(plan="plan.json")
+        Planned(plan="plan.json")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match=r"missing\.json"):
         Planned(path=tmp_path / "missing.json")

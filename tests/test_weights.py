@@ -18,8 +18,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from cachepolicies import CachedDenoiser, sample
-from cachepolicies._errors import InputError, NeedsError, ProfileError, SettingsError
-from cachepolicies._units import row_rms
+from cachepolicies.base.errors import InputError, NeedsError, ProfileError, SettingsError
+from cachepolicies.base.units import row_rms
 from cachepolicies.calibration import (
     CalibrationSamples,
     calibrate,
@@ -27,17 +27,18 @@ from cachepolicies.calibration import (
     weight_steps,
 )
 from cachepolicies.cli import app
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.planning.weights import step_weights
 from cachepolicies.profiles import Curve, SchedulerInfo, read_profile, save_profile, summarise
-from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.ddpm import DDPM
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.schedulers.from_diffusers import from_class_name
 from cachepolicies.schedulers.karras_euler import KarrasEuler
 from cachepolicies.schedulers.karras_heun import KarrasHeun
+from made_profiles import as_published
 
-FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+FLOW: dict[str, Any] = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 UNIPC = from_class_name("UniPCMultistepScheduler", **FLOW, flow_shift=3.0)
 DPM = from_class_name("DPMSolverMultistepScheduler", **FLOW)
 STEPS = 8
@@ -302,13 +303,13 @@ def test_noised_data_has_no_weights():
 
 
 def test_a_sample_that_overflows_is_named():
-    begun = []
+    begun: list[Any] = []
 
     class Fragile(FlowEuler):
         """Its second run and all later ones end in infinity for the last sample."""
 
         def begin(self, num_steps: int, **more: Any) -> Any:
-            run = super().begin(num_steps, **more)
+            run: Any = super().begin(num_steps, **more)
             plain = run.advance
 
             def advance(output: Tensor, x: Tensor) -> Tensor:
@@ -435,7 +436,7 @@ def without(profile, name):
 
 def test_an_unknown_kind_lists_the_known_ones(made):
     with pytest.raises(SettingsError, match=r"weights 'measurd' are unknown: did you mean 'measured'\?"):
-        step_weights(made, "measurd")
+        step_weights(made, "measurd")  # type: ignore[arg-type]
 
 
 def test_a_missing_curve_is_named(made):
@@ -468,7 +469,7 @@ def test_timesteps_are_checked(made, timesteps):
 def test_timesteps_are_needed(made):
     with pytest.raises(NeedsError, match="need its timesteps: none are given"):
         step_weights(made, timesteps=())
-    published = attrs.evolve(without(made, ""), timesteps=(), final_t=None, tables={}, origin="published")
+    published = as_published(without(made, ""), timesteps=(), final_t=None, tables={})
     with pytest.raises(NeedsError, match="need its timesteps: profile 'p' has none, so give timesteps="):
         step_weights(published)
 
@@ -481,7 +482,7 @@ def test_a_bound_that_overflows_is_an_error(made):
 
 def test_the_bound_needs_the_scheduler_of_the_run(made):
     for info, said in ((None, "does not say its scheduler"), (SchedulerInfo("own", "flow"), "'own', which is not reg")):
-        bare = attrs.evolve(made, scheduler=info, origin="published")
+        bare = as_published(made, scheduler=info)
         with pytest.raises(NeedsError, match=said):
             step_weights(bare, "bound")
         assert np.array_equal(step_weights(bare, "bound", scheduler=FlowEuler()), step_weights(made, "bound"))

@@ -723,3 +723,28 @@ TINY: dict[str, TinyModel] = {
     "UNet2DConditionModel": _unet(),
 }
 """By class name; a second configuration of a class has a suffix after a dash."""
+
+
+def moved(tiny: TinyModel, inputs: dict[str, Any], seed: int = 9) -> dict[str, Any]:
+    """The inputs of a later step: another latent, another t."""
+    generator = torch.Generator().manual_seed(seed)
+    later = dict(inputs)
+    x = inputs[tiny.x_name]
+
+    def step(v: Tensor) -> Tensor:
+        return v + 0.1 * torch.randn(v.shape, generator=generator)
+
+    later[tiny.x_name] = [step(v) for v in x] if isinstance(x, list) else step(x)
+    t = inputs[tiny.t_name]
+    later[tiny.t_name] = t + (tiny.t_end - tiny.t_start) / 10 * (t != 0)
+    return later
+
+
+def level(tiny: TinyModel, inputs: dict[str, Any]) -> float:
+    """The noise level of a call."""
+    return float(inputs[tiny.t_name].max())
+
+
+def declared(tiny: TinyModel, *points: dict[str, Any]) -> list[float]:
+    """The noise levels of the calls of a run, to declare it by."""
+    return [level(tiny, p) for p in points]

@@ -17,7 +17,7 @@ from cachepolicies.reference import classifier, image_dit, moving_digits, video_
 from cachepolicies.reference.workloads import image_dit as image_workload
 from cachepolicies.reference.workloads import image_inputs
 from cachepolicies.reference.workloads import video_dit as video_workload
-from cachepolicies.sampling import sample
+from cachepolicies.schedulers.sample import sample
 
 FIRST_SEED = 50_000
 BATCH = 32

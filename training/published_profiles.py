@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cachepolicies.profiles import ModelInfo, Polynomial, Profile, Recommendation, save_profile
+from cachepolicies.profiles import ModelInfo, Polynomial, Profile, PublishedProfile, Recommendation, save_profile
 
 NAMES = {
     "flux1-dev": "flux.1-dev",
@@ -90,12 +90,12 @@ class Draft:
         known = self.irregularities
         known.extend(text for text in (f"{method}: {text}" for text in texts) if text not in known)
 
-    def profile(self) -> Profile:
+    def profile(self) -> PublishedProfile:
         """Return the profile; its parts agree on the number of steps, or that is an error."""
         if len(self.steps) > 1:
             raise SystemExit(f"{self.name}: its entries are for {sorted(self.steps)} steps; keep them apart")
         units = {"magnitude_ratio": bool(self.tables), "polynomials": bool(self.polynomials)}
-        return Profile(
+        return PublishedProfile(
             name=self.name,
             model=ModelInfo(self.class_name),
             prediction_type=None,
@@ -107,7 +107,6 @@ class Draft:
             units={name: UNITS[name] for name, there in units.items() if there},
             notes="; ".join(dict.fromkeys(self.notes)),
             tables=self.tables,
-            origin="published",
             stated_steps=next(iter(self.steps), None),
             polynomials=self.polynomials,
             settings=self.settings,

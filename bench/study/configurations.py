@@ -6,9 +6,9 @@ import attrs
 from attrs import frozen
 
 from cachepolicies.comparison import Workload
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.reference import image_dit as image
 from cachepolicies.reference.workloads import image_dit, video_dit
-from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.schedulers.from_diffusers import from_class_name

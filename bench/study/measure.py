@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from cachepolicies import CacheWarning, CalibrationSamples, Profile, calibrate, load_profile, save_profile
 from cachepolicies.comparison import Candidate, Workload
-from cachepolicies.comparison._passes import Batch, Sampler, sample_all
+from cachepolicies.comparison._passes import Batch, PreparedCandidate, sample_all
 from cachepolicies.comparison.metrics import psnr, ssim
+from cachepolicies.policies import Schedule
 
 COLUMNS = ("configuration", "method", "substitute", "budget", "seed", "nfe", "psnr", "ssim", "setting")
 CALIBRATION_SEEDS = range(1000, 1008)
@@ -185,8 +186,8 @@ def _batches(workload: Workload, seeds: Sequence[int]) -> list[Batch]:
     return [Batch.of(workload, seeds[start : start + width]) for start in range(0, len(seeds), width)]
 
 
-def _sampled(workload: Workload, chosen: Candidate, batches: Sequence[Batch]) -> tuple[torch.Tensor, tuple[int, ...]]:
-    result = sample_all(workload, Sampler.of(workload, chosen), batches, lambda label, done, total: None)
+def _sampled(workload: Workload, chosen: Candidate, batches: Sequence[Batch]) -> tuple[torch.Tensor, tuple[float, ...]]:
+    result = sample_all(workload, PreparedCandidate.of(workload, chosen), batches, lambda label, done, total: None)
     return torch.cat(result.samples), result.nfe
 
 
@@ -215,5 +216,5 @@ def _append(
 
 def _described(chosen: Candidate) -> str:
     policy = chosen.policy
-    steps = getattr(policy, "steps", None)
-    return f"refreshes {list(steps)}" if steps else repr(policy)
+    made = policy.read() if isinstance(policy, Schedule) else None
+    return repr(policy) if made is None else f"refreshes {list(made.refreshes)}"

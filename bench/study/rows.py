@@ -5,13 +5,11 @@ from __future__ import annotations
 import thresholds
 from attrs import frozen
 
-from cachepolicies import CachePolicy, Profile, Substitute
-from cachepolicies._assembly import make_substitute
+from cachepolicies import PolicySettings, Profile, Scheduler
 from cachepolicies.comparison import Candidate
 from cachepolicies.planning import Plan, WeightKind, plan
 from cachepolicies.policies import Schedule, SenCache, Uniform
-from cachepolicies.schedulers.base import Scheduler
-from cachepolicies.substitutes import InSchedulerTime
+from cachepolicies.substitutes.resolve import substitute_on
 from cachepolicies.tolerances import Optimal
 
 NONE, HOLD, LINEAR, PATH = "-", "hold", "linear", "linear:time=path"
@@ -94,11 +92,11 @@ def candidate(row: Row, profile: Profile, scheduler: Scheduler) -> Candidate | N
     return Candidate(label, policy, profile=profile, substitute=row.substitute, site=site, kind="policy")
 
 
-def _policy(row: Row, profile: Profile, scheduler: Scheduler) -> CachePolicy | None:
+def _policy(row: Row, profile: Profile, scheduler: Scheduler) -> PolicySettings | None:
     if row.method == UNIFORM:
         return Uniform(evaluations=row.budget)
     if row.method == CONSTANT:
-        return thresholds.sencache(profile, _ready(row.substitute, profile, scheduler), row.budget)
+        return thresholds.sencache(profile, substitute_on(row.substitute, scheduler, profile), row.budget)
     if row.method == TEACACHE:
         return thresholds.teacache(profile, row.budget)
     if row.method == MAGCACHE:
@@ -115,8 +113,3 @@ def planned(row: Row, profile: Profile) -> Plan:
     """Return the plan of a row."""
     weights, objective = _SCHEDULES[WEIGHTED if row.method == PLANNED else row.method]
     return plan(profile, row.budget, substitute=row.substitute, weights=weights, objective=objective)
-
-
-def _ready(substitute: str, profile: Profile, scheduler: Scheduler) -> Substitute:
-    made = make_substitute(substitute)
-    return made.on(scheduler, profile) if isinstance(made, InSchedulerTime) else made

@@ -14,10 +14,10 @@ Its distribution announces it in the entry-point group ``cachepolicies``::
     def cachepolicies_register_policies(register: Register) -> None:
         register("my-policy", MyPolicy)
 
-The built-in adapters, policies, schedulers, substitutes and tolerance schedules are registered in this way too. Hooks
-serve set-up only: they are called once a process, when a name is first looked up, and never while sampling. A plugin
-is taken as a whole or not at all: when its import, one of its hooks or one of its names fails, it is reported as
-failed and registers nothing.
+The built-in adapters, policies, schedulers, scores, sites, substitutes and tolerance schedules are registered in this
+way too. Hooks serve set-up only: they are called once a process, when a name is first looked up, and never while
+sampling. A plugin is taken as a whole or not at all: when its import, one of its hooks or one of its names fails, it is
+reported as failed and registers nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import pluggy
 
-from cachepolicies._registry import LazyFactory
+from cachepolicies.base.lazy import LazyFactory
 
 PROJECT = "cachepolicies"
 """The name of the pluggy project and of the entry-point group."""
@@ -88,8 +88,8 @@ def cachepolicies_register_policies(register: Register) -> None:
     nothing; all of them are called, built-ins first, then by distribution name.
 
     Args:
-        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.CachePolicy`) and a
-            summary.
+        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.CachePolicy` or its
+            settings) and a summary.
     """
 
 
@@ -102,7 +102,44 @@ def cachepolicies_register_schedulers(register: Register) -> None:
 
     Args:
         register: takes the name, the factory (``factory(**settings)`` returns a
-            `cachepolicies.schedulers.base.Scheduler`) and a summary.
+            `cachepolicies.contracts.scheduler.Scheduler`) and a summary.
+    """
+
+
+@hookspec
+def cachepolicies_register_scores(register: Register) -> None:
+    """Register scores: *how far* will the output have moved since it was last computed?
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every score and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.ScoreSettings`) and a
+            summary.
+    """
+
+
+@hookspec
+def cachepolicies_register_signals(register: Register) -> None:
+    """Register signals: values about a call that policies and substitutes can name.
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every signal and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.Signal`) and a summary.
+    """
+
+
+@hookspec
+def cachepolicies_register_sites(register: Register) -> None:
+    """Register sites: *where* is an evaluation cut?
+
+    Called once, when the plugins are loaded. Implementations call ``register`` once for every site and return
+    nothing; all of them are called, built-ins first, then by distribution name.
+
+    Args:
+        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.Site`) and a summary.
     """
 
 
@@ -114,7 +151,8 @@ def cachepolicies_register_substitutes(register: Register) -> None:
     nothing; all of them are called, built-ins first, then by distribution name.
 
     Args:
-        register: takes the name, the factory (``factory(**settings)`` returns a substitute) and a summary.
+        register: takes the name, the factory (``factory(**settings)`` returns a `cachepolicies.Substitute`) and a
+            summary.
     """
 
 

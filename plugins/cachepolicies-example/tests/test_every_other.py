@@ -1,15 +1,26 @@
-"""The policy in a denoiser. Install the package first: ``pip install -e plugins/cachepolicies-example``."""
+"""The policy in a denoiser; its name is registered as if the package were installed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
-from cachepolicies_example import EveryOther
 from torch import Tensor
 
 from cachepolicies import CachedDenoiser, CachePolicy, SettingsError
+from cachepolicies.testing import registered
+from cachepolicies_example import EveryOther, plugin
+from cachepolicies_example.every_other import Why
 
 TIMESTEPS = [1.0, 0.8, 0.6, 0.4, 0.2]
+
+
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """Register the plugin's name."""
+    with registered(plugin, "cachepolicies-example"):
+        yield
 
 
 class Counting:
@@ -34,8 +45,11 @@ def sample(denoiser: CachedDenoiser) -> list[float]:
 
 
 def test_it_keeps_the_contract() -> None:
-    """It has what the engine calls."""
+    """It is a policy, and gives its reasons as members of its own enumeration."""
     assert isinstance(EveryOther(), CachePolicy)
+    denoiser = CachedDenoiser(Counting(), policy=EveryOther(start_after=0.4))
+    sample(denoiser)
+    assert set(denoiser.trace.reasons()) == set(Why)
 
 
 def test_every_other_step_is_evaluated() -> None:

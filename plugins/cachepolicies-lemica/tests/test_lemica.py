@@ -1,14 +1,13 @@
-"""The policy in a denoiser. Install the package first: ``pip install -e plugins/cachepolicies-lemica``."""
+"""The policy in a denoiser; its name is registered as if the package were installed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from attrs import evolve
-from cachepolicies_lemica import LeMiCa, LexicographicMinimax
 from torch import Tensor
 
 from cachepolicies import (
@@ -17,19 +16,29 @@ from cachepolicies import (
     CalibrationSamples,
     NeedsError,
     Plan,
+    PolicySettings,
     Profile,
     SettingsError,
-    TakesFromSetup,
     Trace,
     calibrate,
     plan,
     sample,
 )
 from cachepolicies.reference.gaussian_mixture import FlowMatching, GaussianMixtureDenoiser
+from cachepolicies.testing import registered
+from cachepolicies_lemica import FollowsPlan, LeMiCa, LexicographicMinimax
+from cachepolicies_lemica import plugin as lemica
 
 STEPS = 20
 
 Make = Callable[..., CachedDenoiser]
+
+
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """Register the plugin's name."""
+    with registered(lemica, "cachepolicies-lemica"):
+        yield
 
 
 def mixture() -> GaussianMixtureDenoiser:
@@ -67,8 +76,7 @@ def noise() -> Tensor:
 
 def plan_of(denoiser: CachedDenoiser) -> Plan:
     """Return the plan that a denoiser follows."""
-    assert isinstance(denoiser.policy, LeMiCa)
-    assert denoiser.policy.plan is not None
+    assert isinstance(denoiser.policy, FollowsPlan)
     return denoiser.policy.plan
 
 
@@ -79,9 +87,9 @@ def evaluated(trace: Trace) -> tuple[int, ...]:
 
 
 def test_it_keeps_the_contract() -> None:
-    """It has what the engine calls, and what set-up calls."""
-    assert isinstance(LeMiCa(evaluations=5), CachePolicy)
-    assert isinstance(LeMiCa(evaluations=5), TakesFromSetup)
+    """Settings, without a plan to follow before they are resolved."""
+    assert isinstance(LeMiCa(evaluations=5), PolicySettings)
+    assert not isinstance(LeMiCa(evaluations=5), CachePolicy)
 
 
 @pytest.mark.parametrize("substitute", ["hold", "linear", "linear:time=path", "taylor:order=2,guard=None"])
@@ -109,7 +117,8 @@ def test_it_evaluates_what_was_planned(
     sample(denoiser, "flow-euler", noise(), num_steps=STEPS)
     assert evaluated(denoiser.trace) == wanted.refreshes
     assert denoiser.nfe == len(wanted.refreshes) <= evaluations
-    assert policy.plan is None  # the policy that was given is not changed
+    assert denoiser.settings is policy  # which was not changed
+    assert policy == LeMiCa(evaluations=evaluations, max_reuse=6, weights=weights)
 
 
 def test_substitutes_have_plans_of_their_own(make: Make) -> None:
@@ -121,7 +130,7 @@ def test_substitutes_have_plans_of_their_own(make: Make) -> None:
 def test_it_is_found_by_name(make: Make) -> None:
     """The entry point makes the name known, with settings in the spec."""
     denoiser = make("lemica:evaluations=7,max_reuse=4,weights=uniform")
-    assert isinstance(denoiser.policy, LeMiCa)
+    assert isinstance(denoiser.settings, LeMiCa)
     sample(denoiser, "flow-euler", noise(), num_steps=STEPS)
     assert denoiser.nfe <= 7
     assert set(denoiser.trace.reasons()) == {"scheduled evaluation", "scheduled reuse"}
@@ -196,10 +205,3 @@ def test_wrong_settings_are_refused(make: Make, spec: str, message: str) -> None
     """The message names the setting and the value."""
     with pytest.raises(SettingsError, match=message):
         make(spec)
-
-
-def test_without_set_up_there_is_no_plan() -> None:
-    """And nothing is guessed."""
-    run: Any = None
-    with pytest.raises(NeedsError, match="has no plan"):
-        LeMiCa(evaluations=8).start(run)

@@ -1,13 +1,25 @@
 """Adapters: where the block stack of a model class is, one file a family of models."""
 
-from cachepolicies.adapters.base import Adapter as Adapter
-from cachepolicies.adapters.base import Blocks as Blocks
-from cachepolicies.adapters.base import BlockSignal as BlockSignal
-from cachepolicies.adapters.base import Clock as Clock
-from cachepolicies.adapters.base import HandsOn as HandsOn
-from cachepolicies.adapters.base import OutputOf as OutputOf
-from cachepolicies.adapters.base import Rows as Rows
 from cachepolicies.adapters.find import adapter_of as adapter_of
+from cachepolicies.adapters.find import blocks_of as blocks_of
 from cachepolicies.adapters.find import network_of as network_of
+from cachepolicies.contracts.adapter import Adapter as Adapter
+from cachepolicies.contracts.adapter import Blocks as Blocks
+from cachepolicies.contracts.adapter import BlockSignal as BlockSignal
+from cachepolicies.contracts.adapter import Clock as Clock
+from cachepolicies.contracts.adapter import HandsOn as HandsOn
+from cachepolicies.contracts.adapter import OutputOf as OutputOf
+from cachepolicies.contracts.adapter import Rows as Rows
 
-__all__ = ["Adapter", "BlockSignal", "Blocks", "Clock", "HandsOn", "OutputOf", "Rows", "adapter_of", "network_of"]
+__all__ = [
+    "Adapter",
+    "BlockSignal",
+    "Blocks",
+    "Clock",
+    "HandsOn",
+    "OutputOf",
+    "Rows",
+    "adapter_of",
+    "blocks_of",
+    "network_of",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cachepolicies.adapters._signals import adaptive_norm
-from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
 def auraflow() -> Adapter:

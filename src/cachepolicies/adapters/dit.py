@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.adapters.base import Adapter, Blocks
+from cachepolicies.contracts.adapter import Adapter, Blocks
 
 
 def dit() -> Adapter:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from cachepolicies import _plugins
-from cachepolicies._errors import NeedsError, PolicyError, SettingsError
-from cachepolicies.adapters.base import Adapter, Blocks
+from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
+from cachepolicies.base.models import unwrap
+from cachepolicies.contracts.adapter import Adapter, Blocks, submodule
+from cachepolicies.registry import load as _plugins
 
 _STREAM_NAMES = ("hidden_states", "x", "hidden", "h")
 
@@ -20,8 +21,6 @@ def network_of(denoiser: Any) -> nn.Module | None:
     A module is its own network; compiled modules, partials and bound methods are looked through. A wrapper (a guided
     denoiser, say) names the module it calls by an attribute ``network``.
     """
-    from cachepolicies.profiles.match import unwrap
-
     inner = unwrap(denoiser)
     if not isinstance(inner, nn.Module):
         inner = unwrap(getattr(inner, "network", None))
@@ -89,6 +88,25 @@ def _unknown(network: nn.Module, why: str) -> NeedsError:
         f"lines: register({kind!r}, lambda: Adapter({kind!r}, stack=[Blocks('transformer_blocks')])) in the hook "
         f"cachepolicies_register_adapters (docs: Extend, Adapters). Known: {known}"
     )
+
+
+def blocks_of(network: nn.Module, adapter: Adapter) -> dict[str, tuple[nn.Module, Blocks]]:
+    """Return the blocks of a network's stack by path, in the order in which they run, with what the adapter says.
+
+    Raises:
+        SettingsError: the adapter names a module that the network does not have, or one without blocks.
+    """
+    found: dict[str, tuple[nn.Module, Blocks]] = {}
+    for blocks in adapter.stack:
+        module = submodule(network, blocks.path, f"adapter of {adapter.model!r}")
+        if isinstance(module, nn.ModuleList):
+            found.update({f"{blocks.path}.{i}": (block, blocks) for i, block in enumerate(module)})
+        else:
+            found[blocks.path] = (module, blocks)
+    if not found:
+        paths = ", ".join(blocks.path for blocks in adapter.stack)
+        raise SettingsError(f"adapter of {adapter.model!r}: {paths} of this {type(network).__name__} hold no block")
+    return found
 
 
 def check_adapter(adapter: object) -> Adapter:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._signals import adaptive_norm
-from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 _BOTH = ("encoder_hidden_states", "hidden_states")
 

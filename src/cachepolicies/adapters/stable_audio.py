@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
 def stable_audio() -> Adapter:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
 def unet() -> Adapter:

@@ -8,7 +8,7 @@ from typing import Any
 from attrs import evolve
 from torch import Tensor
 
-from cachepolicies.adapters.base import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 _ROWS = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
 

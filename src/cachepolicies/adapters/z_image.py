@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies._errors import InputError
-from cachepolicies.adapters.base import Adapter, Blocks
+from cachepolicies.base.errors import InputError
+from cachepolicies.contracts.adapter import Adapter, Blocks
 
 
 def z_image() -> Adapter:

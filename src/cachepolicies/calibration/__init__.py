@@ -5,11 +5,11 @@ from __future__ import annotations
 from cachepolicies.calibration.count import EvaluationCount as EvaluationCount
 from cachepolicies.calibration.count import evaluations_needed as evaluations_needed
 from cachepolicies.calibration.driver import calibrate as calibrate
-from cachepolicies.calibration.impulse import ImpulseResponse as ImpulseResponse
-from cachepolicies.calibration.impulse import impulse_response as impulse_response
 from cachepolicies.calibration.partial import clear_checkpoint as clear_checkpoint
 from cachepolicies.calibration.samples import CalibrationSamples as CalibrationSamples
 from cachepolicies.calibration.weights import weight_steps as weight_steps
+from cachepolicies.schedulers.impulse import ImpulseResponse as ImpulseResponse
+from cachepolicies.schedulers.impulse import impulse_response as impulse_response
 
 __all__ = [
     "CalibrationSamples",

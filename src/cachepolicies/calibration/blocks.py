@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachepolicies._errors import NeedsError, ProfileError
-from cachepolicies._units import difference
 from cachepolicies.adapters.find import adapter_of, network_of
+from cachepolicies.base.errors import NeedsError, ProfileError
+from cachepolicies.base.units import difference
 from cachepolicies.calibration.fit import fit_polynomial, magnitude_ratios, mean_norm_ratio
 from cachepolicies.profiles.schema import Polynomial
 from cachepolicies.sites.probe import BlocksProbe, Observation, token_norms

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
 from cachepolicies.calibration.weights import weight_steps
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.profiles.schema import Trajectory
-from cachepolicies.schedulers.base import Scheduler
 
 
 @frozen

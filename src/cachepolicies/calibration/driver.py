@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.models import config_hash, digest_tensor, dtype_name, model_class_name, weights_hash
+from cachepolicies.base.provenance import utc_now, versions_of
 from cachepolicies.calibration.blocks import fitted, probe_of
 from cachepolicies.calibration.count import EvaluationCount, evaluations_needed, has_next_point, steps_weighed
 from cachepolicies.calibration.measure import BatchMeasurements, measure_batch
 from cachepolicies.calibration.partial import PartialResults
 from cachepolicies.calibration.samples import CalibrationSamples
-from cachepolicies.profiles.match import config_hash, digest_tensor, dtype_name, model_class_name, weights_hash
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerInfo, Trajectory
-from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
 from cachepolicies.sites.probe import BlocksProbe
 
@@ -120,7 +117,7 @@ def calibrate(
         batch_size = 8 if checkpoint is None else 1
     if seeds is not None:
         samples = attrs.evolve(samples, seeds=tuple(seeds))
-    _check_settings(scheduler, samples, trajectory, batch_size)
+    _check_calibration(scheduler, samples, trajectory, batch_size)
     count = evaluations_needed(scheduler, num_steps, len(samples), trajectory, weights)
     weighed = steps_weighed(num_steps, trajectory, weights)
     draft = _draft(
@@ -137,7 +134,7 @@ def calibrate(
         notes=notes,
     )
     partial = (
-        None if checkpoint is None else PartialResults(Path(checkpoint), _settings(draft, samples, probe, weighed))
+        None if checkpoint is None else PartialResults(Path(checkpoint), _basis_of(draft, samples, probe, weighed))
     )
     batches = [] if partial is None else partial.read()
     done = batches[-1].stop if batches else 0
@@ -160,7 +157,7 @@ def calibrate(
     return _assemble(draft, scheduler, batches, weighed)
 
 
-def _check_settings(scheduler: Scheduler, samples: CalibrationSamples, trajectory: str, batch_size: int) -> None:
+def _check_calibration(scheduler: Scheduler, samples: CalibrationSamples, trajectory: str, batch_size: int) -> None:
     if trajectory not in ("model", "noised"):
         raise SettingsError(f"trajectory={trajectory!r} is unknown; choose 'model' or 'noised'")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -198,7 +195,7 @@ def _draft(
         model=ModelInfo(class_name, config_hash(model), weights_hash(model) if hash_weights else None),
         prediction_type=scheduler.prediction_type,
         latent_shape=tuple(samples.noise.shape[1:]),
-        scheduler=SchedulerInfo(name=scheduler.name, family=scheduler.family, config=scheduler.config),
+        scheduler=SchedulerInfo.of(scheduler),
         timesteps=scheduler.timesteps(num_steps),
         final_t=scheduler.final_t,
         dtype=dtype_name(samples.noise.dtype),
@@ -207,8 +204,8 @@ def _draft(
         seeds=samples.seeds,
         trajectory=trajectory,
         evaluations=count.per_sample,
-        versions=_versions(),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        versions=versions_of("torch", "cachepolicies", "diffusers", "numpy"),
+        created=utc_now(),
         notes=notes,
     )
 
@@ -235,7 +232,7 @@ def _assemble(
     )
 
 
-def _settings(
+def _basis_of(
     draft: Profile, samples: CalibrationSamples, probe: BlocksProbe | None, weighed: Sequence[int]
 ) -> dict[str, Any]:
     """Return what the numbers depend on, as plain JSON; a checkpoint serves one such set."""
@@ -276,14 +273,6 @@ def _digest_inputs(digest: Any, item: Any) -> None:
         digest.update(repr(item).encode())
     else:
         digest.update(type(item).__qualname__.encode())  # a repr may hold an address, new in every process
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for distribution in ("cachepolicies", "diffusers", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):  # a source tree that is not installed has no metadata
-            versions[distribution] = metadata.version(distribution)
-    return versions
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.polynomial import Polynomial as Series
 from numpy.typing import ArrayLike, NDArray
 
-from cachepolicies._errors import ProfileError, SettingsError
+from cachepolicies.base.errors import ProfileError, SettingsError
 from cachepolicies.profiles.schema import Polynomial
 
 

@@ -13,9 +13,9 @@ import safetensors
 import safetensors.numpy
 from attrs import frozen
 
-from cachepolicies._errors import ProfileError
+from cachepolicies.base.errors import ProfileError
+from cachepolicies.base.files import write_atomically
 from cachepolicies.calibration.measure import BatchMeasurements
-from cachepolicies.profiles.io import write_atomically
 
 FORMAT = "cachepolicies-calibration-partial"
 INDEX = "partial.json"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._errors import InputError, SettingsError
-
-
-def _integers(values: Iterable[int]) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
+from cachepolicies.base.converters import as_dict, as_tuple, integers
+from cachepolicies.base.errors import InputError, SettingsError
 
 
 @frozen(eq=False)
@@ -34,10 +31,10 @@ class CalibrationSamples:
     """
 
     noise: Tensor
-    args: tuple[Any, ...] = field(default=(), converter=tuple)
-    kwargs: Mapping[str, Any] = field(factory=dict, converter=dict)
+    args: tuple[Any, ...] = field(default=(), converter=as_tuple)
+    kwargs: Mapping[str, Any] = field(factory=dict, converter=as_dict)
     data: Tensor | None = None
-    seeds: tuple[int, ...] = field(default=(), converter=_integers)
+    seeds: tuple[int, ...] = field(default=(), converter=integers)
 
     def __attrs_post_init__(self) -> None:
         for what, tensor in (("noise", self.noise), ("data", self.data)):

@@ -12,10 +12,10 @@ from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachepolicies._errors import InputError, ProfileError, SettingsError
-from cachepolicies._settings import shown
-from cachepolicies._units import row_rms
-from cachepolicies.schedulers.base import SamplingRun
+from cachepolicies.base.errors import InputError, ProfileError, SettingsError
+from cachepolicies.base.settings import shown
+from cachepolicies.base.units import row_rms
+from cachepolicies.contracts.scheduler import SamplingRun
 
 _PARTS = 10
 """Where nobody says how many steps get a weight, it is one in every such part of the run."""

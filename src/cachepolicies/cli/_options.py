@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
 from cachepolicies.comparison.workload import Workload, load_workload
 
 Target = Annotated[

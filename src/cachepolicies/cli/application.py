@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from cachepolicies._errors import CachePoliciesError
+from cachepolicies.base.errors import CachePoliciesError
 
 ERROR_CODE = 2
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cachepolicies._errors import ProfileError, SettingsError
+from cachepolicies.base.errors import ProfileError, SettingsError
 from cachepolicies.cli._options import Options, Target, seeds_from, workload_of
 from cachepolicies.profiles.schema import Trajectory
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
 from cachepolicies.cli._options import Options, Target, seeds_from, workload_of
 
 
@@ -41,7 +41,7 @@ def compare(
     # here, not at the top: listing the policies must not wait for them
     from rich.console import Console
 
-    from cachepolicies.comparison._console import wide_console
+    from cachepolicies.base.console import wide_console
     from cachepolicies.comparison._extras import check_installed
     from cachepolicies.comparison.candidate import Candidate
     from cachepolicies.comparison.report import write_all
@@ -50,7 +50,7 @@ def compare(
 
     if not policy:
         raise SettingsError("compare: give at least one policy, for example --policy uniform:every=2")
-    check_installed("torchmetrics", *(("matplotlib", "jinja2") if out is not None else ()))
+    check_installed("torchmetrics", *(("pandas", "matplotlib", "jinja2") if out is not None else ()))
     chosen = seeds_from(first_seed, seeds, "--seeds")
     loaded = None if profile is None else load_profile(profile)
     given = workload_of(workload, option)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
 
 
 def plan(
@@ -31,7 +31,6 @@ def plan(
     weights: Annotated[
         str, typer.Option(help="What an error does to the sample: measured, bound or uniform.")
     ] = "measured",
-    method: Annotated[str, typer.Option(help="shortest-path, or milp as a check.")] = "shortest-path",
     num_steps: Annotated[
         int | None, typer.Option(help="Sampler steps, the calibrated ones by default; others with --errors predicted.")
     ] = None,
@@ -46,7 +45,7 @@ def plan(
     curve: Annotated[bool, typer.Option("--curve", help="Show the best plan for every budget.")] = False,
 ) -> None:
     """Plan a run: which steps to evaluate so that a budget of evaluations costs the least quality."""
-    from cachepolicies.comparison._console import wide_console
+    from cachepolicies.base.console import wide_console
     from cachepolicies.planning.io import save_plan
     from cachepolicies.planning.planner import plan as make
     from cachepolicies.planning.plot import plot_plan
@@ -54,12 +53,7 @@ def plan(
 
     if out is not None and out.suffix != ".json":
         raise SettingsError(f"--out {out}: a plan is a .json file; save it as {out.name + '.json'!r}")
-    words: dict[str, Any] = {
-        "errors": errors,
-        "weights": weights,
-        "method": method,
-        "shape": shape,
-    }  # checked where they are used
+    words: dict[str, Any] = {"errors": errors, "weights": weights, "shape": shape}  # checked where they are used
     made = make(
         profile,
         budget,

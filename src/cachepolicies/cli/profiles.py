@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cachepolicies._errors import ProfileError, SettingsError
+from cachepolicies.base.errors import ProfileError, SettingsError
 
 if TYPE_CHECKING:
     from cachepolicies.profiles.schema import Profile
@@ -26,7 +26,7 @@ def listed(context: typer.Context) -> None:
     """List the shipped profiles, or show one."""
     if context.invoked_subcommand is not None:
         return
-    from cachepolicies.comparison._console import wide_console
+    from cachepolicies.base.console import wide_console
     from cachepolicies.profiles.io import read_profile
     from cachepolicies.profiles.load import shipped_profiles
 
@@ -74,7 +74,7 @@ def show(
     ] = None,
 ) -> None:
     """Show what a profile was made for, what was measured or published, and which settings it brings."""
-    from cachepolicies.comparison._console import wide_console
+    from cachepolicies.base.console import wide_console
     from cachepolicies.profiles import plot_magnitude_ratios, plot_polynomial, plot_sensitivities
     from cachepolicies.profiles.load import load_profile
     from cachepolicies.profiles.summary import summarise

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cachepolicies._errors import CacheWarning
-from cachepolicies._plugins import PluginFailure, Plugins, load_plugins
-from cachepolicies._registry import Registry
+from cachepolicies.base.console import wide_console
+from cachepolicies.base.errors import CacheWarning
+from cachepolicies.registry.load import PluginFailure, Plugins, load_plugins
+from cachepolicies.registry.registry import Registry
 
 _PIPED_WIDTH = 200
 """Columns when the output goes to a file or another program: each name stays on one line."""
@@ -23,51 +23,46 @@ _PIPED_WIDTH = 200
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def adapters(as_json: AsJson = False) -> None:
-    """List the adapters: model classes whose block stack is known."""
-    loaded = _load()
-    _print("adapters", loaded.adapters, loaded.failures, as_json)
+LISTS = {
+    "adapters": "List the adapters: model classes whose block stack is known.",
+    "policies": "List the policies: when an evaluation may be skipped.",
+    "schedulers": "List the schedulers: noise schedules and samplers.",
+    "schedules": "List the tolerance schedules: how far the output may have moved at each step.",
+    "scores": "List the scores: the predicted error of a reuse, compared with the tolerance.",
+    "signals": "List the signals that any site can supply; an adapter has more.",
+    "sites": "List the sites: where an evaluation is cut.",
+    "substitutes": "List the substitutes: what stands in for a skipped evaluation.",
+}
+"""Command to its help text."""
 
-
-def policies(as_json: AsJson = False) -> None:
-    """List the policies: when an evaluation may be skipped."""
-    loaded = _load()
-    _print("policies", loaded.policies, loaded.failures, as_json)
-
-
-def schedulers(as_json: AsJson = False) -> None:
-    """List the schedulers: noise schedules and samplers."""
-    loaded = _load()
-    _print("schedulers", loaded.schedulers, loaded.failures, as_json)
-
-
-def schedules(as_json: AsJson = False) -> None:
-    """List the tolerance schedules: how far the output may have moved at each step."""
-    loaded = _load()
-    _print("schedules", loaded.tolerances, loaded.failures, as_json)
-
-
-def substitutes(as_json: AsJson = False) -> None:
-    """List the substitutes: what stands in for a skipped evaluation."""
-    loaded = _load()
-    _print("substitutes", loaded.substitutes, loaded.failures, as_json)
+_ATTRIBUTES = {"schedules": "tolerances"}
+"""Where the loaded plugins call a registry by another name than its command."""
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (adapters, policies, schedulers, schedules, substitutes):
-        app.command()(command)
+    for title, summary in LISTS.items():
+        app.command(title, help=summary)(_lister(title))
 
 
-def _load() -> Plugins:
+def _lister(title: str) -> Callable[[bool], None]:
+    def listed(as_json: AsJson = False) -> None:
+        loaded = _load_quietly()
+        registry: Registry[Any] = getattr(loaded, _ATTRIBUTES.get(title, title))
+        _print_entries(title, registry, loaded.failures, as_json)
+
+    return listed
+
+
+def _load_quietly() -> Plugins:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CacheWarning)  # the failures are listed below the table
         return load_plugins()
 
 
-def _print(title: str, registry: Registry[Any], failures: tuple[PluginFailure, ...], as_json: bool) -> None:
+def _print_entries(title: str, registry: Registry[Any], failures: tuple[PluginFailure, ...], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_as_dict(title, registry, failures), indent=2))
+        typer.echo(json.dumps(_entries_as_dict(title, registry, failures), indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("name", "distribution", "version"):
@@ -76,15 +71,13 @@ def _print(title: str, registry: Registry[Any], failures: tuple[PluginFailure, .
     for entry in registry.entries():
         # Text: a plugin's words are no markup.
         table.add_row(*(Text(cell) for cell in (entry.name, entry.distribution, entry.version, entry.summary)))
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = _PIPED_WIDTH
+    console = wide_console(_PIPED_WIDTH)
     console.print(table)
     for failure in failures:
         console.print(failure.message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _as_dict(title: str, registry: Registry[Any], failures: tuple[PluginFailure, ...]) -> dict[str, Any]:
+def _entries_as_dict(title: str, registry: Registry[Any], failures: tuple[PluginFailure, ...]) -> dict[str, Any]:
     return {
         title: [
             {

@@ -3,54 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from cachepolicies.adapters.base import submodule
-from cachepolicies.adapters.find import adapter_of, network_of
-from cachepolicies.profiles.match import model_class_name
+from cachepolicies.adapters.find import network_of
+from cachepolicies.base.models import model_class_name
+from cachepolicies.contracts.site import ResolvedSite
 
 
 class CountedDenoiser:
-    """Passes every call on and counts it: at the denoiser itself, or at the module inside that a site cuts at.
+    """Passes every call on and counts it: at the denoiser itself, or at the modules inside that a site cuts at.
 
     Attributes:
         model: the denoiser.
         model_class_name: what a profile knows the denoiser by.
         network: the module that it calls, if it is known.
-        calls: how often it was evaluated.
-        rows: evaluations: rows summed over the calls.
+        evaluations: how often it, or one of the site's modules, was evaluated.
+        rows: rows summed over the evaluations.
+        calls: in how many of its calls something was evaluated.
     """
 
-    def __init__(self, model: Callable[..., Any], site: str = "output") -> None:
+    def __init__(self, model: Callable[..., Any]) -> None:
         self.model = model
         self.model_class_name = model_class_name(model)
         self.network = network_of(model)
-        self._inside = None if site == "output" or self.network is None else _evaluated_at(self.network, site)
+        self._inside = False
         self._rows_now = 0
-        self.calls = 0
-        self.rows = 0
+        self._counted_now = False
+        self.evaluations = self.rows = self.calls = 0
 
     def __call__(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Call the denoiser."""
-        self._rows_now = x.shape[0]
-        if self._inside is None:
+        self._rows_now, self._counted_now = x.shape[0], False
+        if not self._inside:
             self._count()
         return self.model(x, t, *args, **kwargs)
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count inside the network, where a site is inside, for the length of the context."""
-        if self._inside is None:
-            yield
-            return
-        handle = self._inside.register_forward_pre_hook(lambda *_: self._count())
-        try:
-            yield
-        finally:
-            handle.remove()
+    def counting(self, site: ResolvedSite | None) -> Iterator[None]:
+        """Count at the modules of a site, if it has some, for the length of the context."""
+        modules = {} if site is None else site.modules
+        with ExitStack() as stack:
+            for module in modules.values():
+                stack.callback(module.register_forward_pre_hook(lambda *_: self._count()).remove)
+            self._inside = bool(modules)
+            try:
+                yield
+            finally:
+                self._inside = False
 
     @property
     def config(self) -> Any:
@@ -59,21 +61,10 @@ class CountedDenoiser:
 
     def reset(self) -> None:
         """Count from zero."""
-        self.calls = self.rows = 0
+        self.evaluations = self.rows = self.calls = 0
 
     def _count(self) -> None:
-        self.calls += 1
+        self.evaluations += 1
         self.rows += self._rows_now
-
-
-def _evaluated_at(network: nn.Module, site: str) -> nn.Module:
-    """Return a module that runs exactly when the site is evaluated."""
-    if site != "blocks":
-        return submodule(network, site, "site")
-    for blocks in adapter_of(network).stack:
-        found = submodule(network, blocks.path, "site")
-        if not isinstance(found, nn.ModuleList):
-            return found
-        if len(found):
-            return found[0]
-    raise LookupError(f"the block lists of {type(network).__name__} are empty")
+        self.calls += not self._counted_now
+        self._counted_now = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from cachepolicies._errors import NeedsError
+from cachepolicies.base.errors import NeedsError
 
 
 def check_installed(*packages: str) -> None:

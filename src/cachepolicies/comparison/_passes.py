@@ -12,18 +12,18 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from cachepolicies._denoiser import CachedDenoiser
-from cachepolicies._errors import CacheWarning, RunError
-from cachepolicies._trace import Trace
+from cachepolicies.base.errors import CacheWarning, RunError
 from cachepolicies.comparison._counted import CountedDenoiser
-from cachepolicies.comparison._progress import Tell
+from cachepolicies.comparison._progress import ReportProgress
 from cachepolicies.comparison.candidate import Candidate
 from cachepolicies.comparison.results import Change
 from cachepolicies.comparison.workload import Inputs, Workload
+from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.engine.trace import Trace
 from cachepolicies.profiles.load import load_profile
 from cachepolicies.profiles.schema import Profile
-from cachepolicies.sampling import Evaluation, sample
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.schedulers.sample import Evaluation, sample
+from cachepolicies.wrapper.denoiser import CachedDenoiser
 
 
 @frozen(eq=False)
@@ -37,7 +37,7 @@ class Batch:
 
 
 @frozen(eq=False)
-class Sampler:
+class PreparedCandidate:
     """A candidate with its counted denoiser, set up: whatever can be wrong with its settings has been refused."""
 
     candidate: Candidate
@@ -46,8 +46,8 @@ class Sampler:
     cached: CachedDenoiser | None
 
     @classmethod
-    def of(cls, workload: Workload, candidate: Candidate, audit: float = 0.0) -> Sampler:
-        counted = CountedDenoiser(workload.denoiser, candidate.site)
+    def of(cls, workload: Workload, candidate: Candidate, audit: float = 0.0) -> PreparedCandidate:
+        counted = CountedDenoiser(workload.denoiser)
         num_steps = workload.num_steps if candidate.num_steps is None else candidate.num_steps
         workload.scheduler.timesteps(num_steps)
         cached = None
@@ -60,6 +60,7 @@ class Sampler:
                 scheduler=workload.scheduler,
                 substitute=candidate.substitute,
                 site=candidate.site,
+                limits=candidate.limits,
                 audit=audit,
             )
         return cls(candidate, num_steps, counted, cached)
@@ -70,7 +71,8 @@ class Sampler:
 
     def sample(self, scheduler: Scheduler, batch: Batch, callback: Callable[[Evaluation], object]) -> Tensor:
         denoiser: Callable[..., Any] = self.counted if self.cached is None else self.cached
-        with warnings.catch_warnings(), self.counted.counting():
+        site = None if self.cached is None else self.cached.resolved_site
+        with warnings.catch_warnings(), self.counted.counting(site):
             warnings.simplefilter("ignore", CacheWarning)  # the traces keep them, and the report shows them
             return sample(
                 denoiser,
@@ -85,12 +87,12 @@ class Sampler:
 
 
 @frozen(eq=False)
-class Pass:
+class SamplingPass:
     """One pass of a sampler over all batches."""
 
     samples: tuple[Tensor, ...]
     seconds: float
-    nfe: tuple[int, ...]
+    nfe: tuple[float, ...]
     calls: int
     model_calls: int
     traces: tuple[Trace, ...]
@@ -100,10 +102,12 @@ class Pass:
         return sum(self.nfe) / len(self.nfe)
 
 
-def sample_all(workload: Workload, sampler: Sampler, batches: Sequence[Batch], tell: Tell) -> Pass:
+def sample_all(
+    workload: Workload, sampler: PreparedCandidate, batches: Sequence[Batch], report: ReportProgress
+) -> SamplingPass:
     samples: list[Tensor] = []
     traces: list[Trace] = []
-    nfe: list[int] = []
+    nfe: list[float] = []
     seconds, calls, model_calls = 0.0, 0, 0
     stages = workload.scheduler.evaluations_per_step
     expected = (sampler.num_steps * stages - stages + 1) * len(batches)
@@ -114,7 +118,7 @@ def sample_all(workload: Workload, sampler: Sampler, batches: Sequence[Batch], t
         def count(evaluation: Evaluation, before: int = number * expected // len(batches)) -> None:
             nonlocal seen
             seen += 1
-            tell(sampler.label, before + seen, expected)
+            report(sampler.label, before + seen, expected)
 
         device = batch.inputs.noise.device
         _synchronise(device)
@@ -128,62 +132,70 @@ def sample_all(workload: Workload, sampler: Sampler, batches: Sequence[Batch], t
         if sampler.cached is None:
             nfe.extend([sampler.counted.calls] * len(batch.seeds))
         else:
-            traces.append(sampler.cached.trace)
-            nfe.extend(sampler.cached.trace.nfe_per_sample)
+            trace = sampler.cached.trace
+            traces.append(trace)
+            each = trace.nfe_per_sample
+            nfe.extend(each * (len(batch.seeds) // len(each)))  # one decision for all of them, or one each
         _check_count(sampler, seen, len(batch.seeds))
-    return Pass(tuple(samples), seconds, tuple(nfe), calls, model_calls, tuple(traces))
+    return SamplingPass(tuple(samples), seconds, tuple(nfe), calls, model_calls, tuple(traces))
 
 
-def _check_count(sampler: Sampler, seen: int, rows: int) -> None:
+def _check_count(sampler: PreparedCandidate, seen: int, rows: int) -> None:
     """Compare the count by the wrapper around the model with what the trace (or the sampler) says."""
     counted = sampler.counted
+    said_rows: float  # a part of a row where a site has several places
     if sampler.cached is None:
-        said_calls, said_rows, by = seen, seen * rows, "sampler"
+        said, said_rows, by = seen, seen * rows, "sampler"
     else:
-        trace = sampler.cached.trace
-        said_calls, said_rows, by = trace.model_calls, sum(trace.nfe_per_sample), "trace"
-    if (counted.calls, counted.rows) != (said_calls, said_rows):
+        records = sampler.cached.trace.records
+        said, by = sum(record.model_called for record in records), "trace"
+        said_rows = sum(sum(record.evaluated) * rows // len(record.evaluated) for record in records)
+    if (counted.evaluations, counted.rows) != (said, said_rows):
         raise RunError(
-            f"{sampler.label}: the model was called {counted.calls} times on {counted.rows} rows, but the {by} counts "
-            f"{said_calls} calls on {said_rows} rows; the denoiser must not call itself, and one call is one evaluation"
+            f"{sampler.label}: the model was evaluated {counted.evaluations} times on {counted.rows} rows, but the "
+            f"{by} counts {said} evaluations on {said_rows} rows; the denoiser must not call itself, and one call is "
+            "one evaluation"
         )
 
 
 def audit(
-    workload: Workload, candidate: Candidate, seeds: Sequence[int], batch_size: int, tell: Tell
+    workload: Workload, candidate: Candidate, seeds: Sequence[int], batch_size: int, report: ReportProgress
 ) -> tuple[Change, ...]:
     """Sample once more and evaluate every reused call after all, to see how far off its substitute was."""
     changes: list[Change] = []
     for start in range(0, len(seeds), batch_size):
-        changes += _audit_batch(workload, candidate, seeds[start : start + batch_size], tell)
+        changes += _audit_batch(workload, candidate, seeds[start : start + batch_size], report)
     return tuple(changes)
 
 
-def _audit_batch(workload: Workload, candidate: Candidate, seeds: Sequence[int], tell: Tell) -> list[Change]:
-    sampler = Sampler.of(workload, candidate, audit=1.0)
+def _audit_batch(
+    workload: Workload, candidate: Candidate, seeds: Sequence[int], report: ReportProgress
+) -> list[Change]:
+    sampler = PreparedCandidate.of(workload, candidate, audit=1.0)
     if sampler.cached is None:
         return []
     steps = len(workload.scheduler.timesteps(sampler.num_steps)) * workload.scheduler.evaluations_per_step
     sampler.sample(
         workload.scheduler,
         Batch.of(workload, seeds),
-        lambda evaluation: tell(f"audit of {candidate.label}", evaluation.index + 1, steps),
+        lambda evaluation: report(f"audit of {candidate.label}", evaluation.index + 1, steps),
     )
     trace = sampler.cached.trace
-    if sampler.counted.calls != trace.model_calls + trace.audit_calls:
+    evaluated, counted = sum(record.model_called for record in trace.records), sampler.counted.evaluations
+    if counted != evaluated + trace.audit_calls:
         raise RunError(
-            f"audit of {candidate.label}: the model was called {sampler.counted.calls} times, but the trace counts "
-            f"{trace.model_calls} calls and {trace.audit_calls} audits"
+            f"audit of {candidate.label}: the model was evaluated {counted} times, but the trace counts {evaluated} "
+            f"evaluations and {trace.audit_calls} audits"
         )
     return [
         Change(
             seed=seeds[row],
-            call=call,
+            call=record.call,
             t=record.t,
             predicted=math.nan if record.audit.predicted_error is None else record.audit.predicted_error[row],
             true=true,
         )
-        for call, record in enumerate(trace.records)
+        for record in trace.records
         if record.audit is not None
         for row, true in enumerate(record.audit.true_error)
         if not record.evaluated[row]

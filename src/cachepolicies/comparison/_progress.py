@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 """Tells the progress bar: what is running, how many evaluations it has done, and how many it will."""
 
 
 @contextlib.contextmanager
-def progress_bar(show: bool, console: Console | None) -> Iterator[Tell]:
+def progress_bar(show: bool, console: Console | None) -> Iterator[ReportProgress]:
     if not show:
         yield lambda label, done, total: None
         return
@@ -26,9 +26,9 @@ def progress_bar(show: bool, console: Console | None) -> Iterator[Tell]:
     with Progress(*columns, console=console or Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(label: str, done: int, total: int) -> None:
+        def report(label: str, done: int, total: int) -> None:
             if label not in tasks:
                 tasks[label] = bar.add_task(escape(label), total=total)
             bar.update(tasks[label], completed=done)
 
-        yield tell
+        yield report

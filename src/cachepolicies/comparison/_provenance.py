@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import time
 from collections.abc import Sequence
-from importlib import metadata
 
 import torch
 from torch import Tensor
 
-from cachepolicies.comparison._passes import Sampler
+from cachepolicies.base.models import dtype_name
+from cachepolicies.base.provenance import versions_of
+from cachepolicies.comparison._passes import PreparedCandidate
 from cachepolicies.comparison.workload import Workload
 
 
 def settings_of(
-    workload: Workload, order: Sequence[Sampler], batch_size: int, repeats: int, audited: int
+    workload: Workload, order: Sequence[PreparedCandidate], batch_size: int, repeats: int, audited: int
 ) -> dict[str, str]:
     denoiser = order[0].counted.model_class_name
     config = ", ".join(f"{name}={value}" for name, value in workload.scheduler.config.items())
@@ -41,19 +41,19 @@ def settings_of(
     for sampler in order:
         if sampler.cached is not None and sampler.candidate.kind == "policy":
             cached = sampler.cached
-            settings[sampler.label] = f"{cached.policy!r}, substitute {cached.substitute!r}, site {cached.site!r}"
+            taken = "" if cached.policy is cached.settings else f", resolved to {cached.policy!r}"
+            settings[sampler.label] = (
+                f"{cached.settings!r}{taken}, substitute {cached.substitute!r}, site {cached.site!r}"
+            )
     return settings
 
 
 def provenance_of(noise: Tensor) -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for distribution in ("cachepolicies", "diffusers", "numpy", "torchmetrics"):
-        with contextlib.suppress(metadata.PackageNotFoundError):  # a source tree that is not installed has no metadata
-            found[distribution] = metadata.version(distribution)
+    found = versions_of("torch", "cachepolicies", "diffusers", "numpy", "torchmetrics")
     device = noise.device
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     found["threads"] = str(torch.get_num_threads())
-    found["dtype"] = str(noise.dtype).removeprefix("torch.")
+    found["dtype"] = dtype_name(noise.dtype)
     found["made"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return found

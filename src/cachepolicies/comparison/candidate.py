@@ -6,8 +6,10 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from cachepolicies._policy import CachePolicy
-from cachepolicies.comparison.results import Kind
+from cachepolicies.comparison.results import CandidateKind
+from cachepolicies.contracts.policy import PolicySettings
+from cachepolicies.contracts.site import Site
+from cachepolicies.policies.limits import Limits
 from cachepolicies.profiles.schema import Profile
 
 UNCACHED = "uncached"
@@ -24,21 +26,23 @@ class Candidate:
         profile: what `CachedDenoiser` takes as profile.
         substitute: what stands in for a skipped evaluation.
         site: where the evaluation is cut, as `CachedDenoiser` takes it.
+        limits: laid around the policy.
         baselines: whether the baselines are sampled for it, where the comparison has them.
         kind: what the report shows it as.
         matches: label of the candidate that a baseline was matched to.
     """
 
     label: str
-    policy: str | CachePolicy | None = None
+    policy: str | PolicySettings | None = None
     num_steps: int | None = None
     profile: Profile | str | Path | None = None
     substitute: str = "hold"
-    site: str = "output"
+    site: str | Site = "output"
+    limits: Limits | None = None
     baselines: bool = True
-    kind: Kind = field(kw_only=True)
+    kind: CandidateKind = field(kw_only=True)
     matches: str | None = None
 
     @kind.default
-    def _kind_of_policy(self) -> Kind:
+    def _kind_of_policy(self) -> CandidateKind:
         return "fewer steps" if self.policy is None else "policy"

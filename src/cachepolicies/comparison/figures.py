@@ -28,7 +28,7 @@ DIFFERENCE_GAIN = 5.0
 
 def quality(comparison: Comparison) -> Any:
     """Draw PSNR against evaluations: the mean over the samples as a line, the worst sample below it."""
-    figure = _figure(WIDTH, 4.0)
+    figure = _report_figure(WIDTH, 4.0)
     axes = figure.subplots()
     rows = list(zip(comparison.results, comparison.rows(), strict=True))
     for kind, marker in (("policy", "o"), ("fewer steps", "s"), ("uniform", "^")):
@@ -95,7 +95,7 @@ def _strips(
     row, space, head = span / count * height / width, 0.06, 0.34
     total = head + len(results) * (row + space)
     across = left + 2 * span + gap + right
-    figure = _figure(across, total, layout=None)
+    figure = _report_figure(across, total, layout=None)
 
     def panel(at: float, bottom: float, pictures: NDArray[Any], cmap: str) -> None:
         axes = figure.add_axes((at / across, bottom / total, span / across, row / total))
@@ -109,7 +109,7 @@ def _strips(
         bottom = total - head - (index + 1) * row - index * space
         pictures = pick(result)
         weight = "bold" if result.kind in ("uncached", "policy") else "normal"
-        text(left - 0.12, bottom + row / 2, _short(result.label), ha="right", color=_colour(result), weight=weight)
+        text(left - 0.12, bottom + row / 2, _shortened(result.label), ha="right", color=_colour(result), weight=weight)
         panel(left, bottom, pictures, "gray")
         if index:
             difference = np.clip(np.abs(pictures - reference) * DIFFERENCE_GAIN, 0, 1)
@@ -125,10 +125,10 @@ def timeline(comparison: Comparison, result: Result) -> Any:
     from matplotlib.colors import ListedColormap
 
     lines = result.timeline()
-    grid = np.array([[mark == "#" for mark in line] for line in lines], dtype=float)
+    grid = np.array([[{"#": 1.0, "+": 0.5}.get(mark, 0.0) for mark in line] for line in lines])
     order = sorted(range(len(lines)), key=lambda row: (result.nfe[row], comparison.seeds[row]))
     samples, calls = grid.shape
-    figure = _figure(WIDTH, min(max(1.6, 0.15 * samples + 1.0), 7.0))
+    figure = _report_figure(WIDTH, min(max(1.6, 0.15 * samples + 1.0), 7.0))
     top, axes = figure.subplots(2, 1, height_ratios=(1, max(2.0, samples * 0.22)), sharex=True)
     colour = _colour(result)
     top.bar(np.arange(calls), grid.mean(axis=0), width=1.0, color=colour, lw=0)
@@ -151,7 +151,7 @@ def timeline(comparison: Comparison, result: Result) -> Any:
     if samples <= MOST_LABELLED:
         axes.set_yticks(range(samples), [str(comparison.seeds[row]) for row in order], fontsize=6)
         right = axes.secondary_yaxis("right")
-        right.set_yticks(range(samples), [str(result.nfe[row]) for row in order], fontsize=6)
+        right.set_yticks(range(samples), [f"{result.nfe[row]:g}" for row in order], fontsize=6)
         right.set_ylabel("evaluations", fontsize=8, color=MUTED)
         right.tick_params(length=0, colors=MUTED)
         right.spines["right"].set_visible(False)
@@ -163,7 +163,7 @@ def timeline(comparison: Comparison, result: Result) -> Any:
 
 def changes(result: Result) -> Any:
     """Draw predicted and true change of the reused outputs: over the run, and against each other."""
-    figure = _figure(WIDTH, 3.4)
+    figure = _report_figure(WIDTH, 3.4)
     over, against = figure.subplots(1, 2, width_ratios=(1.6, 1))
     colour = _colour(result)
     by_call: dict[int, list[Change]] = defaultdict(list)
@@ -243,11 +243,11 @@ def _row_of(frames: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def _short(label: str, limit: int = 30) -> str:
+def _shortened(label: str, limit: int = 30) -> str:
     return label if len(label) <= limit else f"{label[: limit - 1]}…"
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
+def _report_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout, facecolor="white")

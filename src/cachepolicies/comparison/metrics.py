@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cachepolicies._errors import InputError
+from cachepolicies.base.errors import InputError
 
 SSIM_WINDOW = 11
 """Side in pixels of the Gaussian window (Wang et al. 2004); smaller pictures have no SSIM."""
@@ -28,7 +28,7 @@ def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    _check(pictures, reference)
+    _check_shapes(pictures, reference)
     values: Tensor = peak_signal_noise_ratio(
         pictures.double(), reference.double(), data_range=1.0, reduction="none", dim=(1, 2, 3)
     )
@@ -50,7 +50,7 @@ def ssim(pictures: Tensor, reference: Tensor) -> Tensor:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    _check(pictures, reference)
+    _check_shapes(pictures, reference)
     count, frames = pictures.shape[:2]
     if min(pictures.shape[2:]) < SSIM_WINDOW:
         return torch.full((count,), math.nan, dtype=torch.float64)
@@ -63,7 +63,7 @@ def ssim(pictures: Tensor, reference: Tensor) -> Tensor:
     return values.reshape(count, frames).mean(dim=1)
 
 
-def _check(pictures: Tensor, reference: Tensor) -> None:
+def _check_shapes(pictures: Tensor, reference: Tensor) -> None:
     if pictures.shape != reference.shape or pictures.ndim != 4:
         raise InputError(
             f"pictures of shape {tuple(pictures.shape)} cannot be compared with {tuple(reference.shape)}; "

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import frozen
 
-from cachepolicies.comparison import figures
+import cachepolicies.comparison.figures as figures
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.results import Comparison, cells
 
@@ -64,7 +64,7 @@ def write_report(comparison: Comparison, path: str | Path) -> Path:
         NeedsError: matplotlib or jinja2 is not installed.
     """
     target = Path(path)
-    html = render(comparison)
+    html = rendered_report(comparison)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(html, encoding="utf-8")
     return target
@@ -74,7 +74,7 @@ def write_all(comparison: Comparison, folder: str | Path) -> tuple[Path, Path, P
     """Write ``report.html``, ``table.csv`` and ``table.json`` into a folder, the tables first, and return the paths.
 
     Raises:
-        NeedsError: matplotlib or jinja2 is not installed.
+        NeedsError: pandas, matplotlib or jinja2 is not installed.
     """
     into = Path(folder)
     csv, document = into / "table.csv", into / "table.json"
@@ -83,7 +83,7 @@ def write_all(comparison: Comparison, folder: str | Path) -> tuple[Path, Path, P
     return write_report(comparison, into / "report.html"), csv, document
 
 
-def render(comparison: Comparison) -> str:
+def rendered_report(comparison: Comparison) -> str:
     """Return the report as HTML text.
 
     Raises:
@@ -98,7 +98,7 @@ def render(comparison: Comparison) -> str:
     return environment.from_string(source).render(
         comparison=comparison,
         headline=_headline(comparison),
-        rows=_rows(comparison),
+        rows=_table_rows(comparison),
         scores=comparison.score_names,
         quality=_picture(figures.quality(comparison), "", "PSNR against evaluations, for every way of sampling"),
         samples=_samples(comparison),
@@ -106,7 +106,7 @@ def render(comparison: Comparison) -> str:
         timelines=[
             _picture(
                 figures.timeline(comparison, result),
-                f"{result.label}: {result.mean_nfe:.1f} of {result.calls} ({min(result.nfe)} to {max(result.nfe)})",
+                f"{result.label}: {result.mean_nfe:.1f} of {result.calls} ({min(result.nfe):g} to {max(result.nfe):g})",
                 f"which calls {result.label} evaluated, for every sample",
             )
             for result in policies
@@ -142,7 +142,7 @@ def _headline(comparison: Comparison) -> list[tuple[str, str, str]]:
     return lines
 
 
-def _rows(comparison: Comparison) -> list[TableRow]:
+def _table_rows(comparison: Comparison) -> list[TableRow]:
     rows = comparison.rows()
     best: dict[str, float] = {}
     for row in rows:

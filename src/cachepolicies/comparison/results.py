@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -17,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from cachepolicies._trace import Trace
+from cachepolicies.comparison._extras import check_installed
+from cachepolicies.engine.trace import Trace
 
-Kind = Literal["uncached", "policy", "fewer steps", "uniform"]
+CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform"]
 
 FORMAT = "cachepolicies-comparison-1"
 
@@ -67,11 +66,11 @@ class Result:
     """
 
     label: str
-    kind: Kind
+    kind: CandidateKind
     matches: str | None
     policy: str
     num_steps: int
-    nfe: tuple[int, ...]
+    nfe: tuple[float, ...]
     calls: int
     model_calls: int
     seconds: tuple[float, ...]
@@ -94,6 +93,15 @@ class Result:
         return 1.0 - self.mean_nfe / self.calls
 
     @property
+    def work(self) -> float:
+        """Work of a sample in uncached calls, by FLOPs; ``nan`` where it is not known what a reuse skips."""
+        if not self.traces:
+            return float(self.calls)
+        parts = [trace.work for trace in self.traces]
+        known = [part for part in parts if part is not None]
+        return self.calls * statistics.fmean(known) if len(known) == len(parts) else math.nan
+
+    @property
     def wall_time(self) -> float:
         """Median over the repeats, seconds for all samples."""
         return statistics.median(self.seconds)
@@ -104,12 +112,11 @@ class Result:
         return statistics.fmean(finite) if finite else math.nan
 
     def timeline(self) -> list[str]:
-        """Return one line a sample: ``#`` for an evaluated call, ``.`` for a reused one; empty without a cache."""
-        return [
-            "".join("#" if record.evaluated[row] else "." for record in trace.records)
-            for trace in self.traces
-            for row in range(len(trace.nfe_per_sample))
-        ]
+        """Return one line a decision: ``#`` for an evaluated call, ``.`` for a reused one; empty without a cache.
+
+        A call of a site with several places, some of them evaluated, is ``+``.
+        """
+        return [_line(trace, decision) for trace in self.traces for decision in range(len(trace.nfe_per_sample))]
 
 
 @frozen(eq=False)
@@ -150,6 +157,10 @@ class Comparison:
         """Return evaluations uncached / evaluations of a result: the speed-up if nothing else took time."""
         return self.uncached.mean_nfe / result.mean_nfe
 
+    def work(self, result: Result) -> float:
+        """Return the part of the uncached row's work that a result took, by FLOPs; ``nan`` where it is not known."""
+        return result.work / self.uncached.work
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat mapping a result: what the table, the CSV and the JSON hold.
 
@@ -170,6 +181,7 @@ class Comparison:
             "nfe_min": min(result.nfe),
             "nfe_max": max(result.nfe),
             "cache_ratio": result.cache_ratio,
+            "work": self.work(result),
             "seconds": result.wall_time,
             "speed_up": self.speed_up(result),
             "ideal_speed_up": self.calls_saved(result),
@@ -188,8 +200,8 @@ class Comparison:
         """Return the results as a rich table."""
         table = Table(title=f"{self.name}: {len(self.seeds)} samples", box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("sampled with", overflow="fold")
-        headings = ("NFE", "reused", "seconds", "speed-up", "of ideal", "PSNR dB", "worst", "SSIM", *self.score_names)
-        for heading in headings:
+        headings = ("NFE", "reused", "work", "seconds", "speed-up", "of ideal", "PSNR dB", "worst", "SSIM")
+        for heading in (*headings, *self.score_names):
             table.add_column(heading, justify="right", no_wrap=True)
         for number, (result, row) in enumerate(zip(self.results, self.rows(), strict=True)):
             starts_group = number == 0 or result.kind == "policy"
@@ -205,14 +217,14 @@ class Comparison:
         """Return the rows as CSV text with a heading, and write it to ``path`` if one is given.
 
         A number that does not apply is an empty cell; an infinite PSNR (identical pictures) is ``inf``.
+
+        Raises:
+            NeedsError: pandas is not installed.
         """
-        rows = self.rows()
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: "" if _is_nan(value) else value for name, value in row.items()})
-        return _written(buffer.getvalue(), path)
+        check_installed("pandas")
+        from pandas import DataFrame
+
+        return _written(DataFrame(self.rows()).to_csv(index=False, lineterminator="\n"), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but pictures and traces as plain JSON values: ``nan`` is None, an infinity ``"inf"``."""
@@ -243,7 +255,7 @@ class Comparison:
             "provenance": dict(self.provenance),
             "rows": rows,
         }
-        plain: dict[str, Any] = _plain(document)
+        plain: dict[str, Any] = _as_json_values(document)
         return plain
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -252,22 +264,30 @@ class Comparison:
 
 
 def cells(row: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the numbers of one row as a reader sees them: NFE, reused, seconds, speed-up, of ideal, PSNR, ..."""
+    """Return the numbers of one row as a reader sees them: NFE, reused, work, seconds, speed-up, of ideal, PSNR, ..."""
     spread = "" if _is_nan(row["psnr_std"]) else f" ± {row['psnr_std']:.1f}"
     return (
         f"{row['nfe']:.1f}",
         f"{row['cache_ratio']:.0%}",
+        _as_cell(row["work"], ".0%"),
         f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}",
         f"{row['speed_up']:.2f}x",
         f"{row['speed_up'] / row['ideal_speed_up']:.0%}",
-        _number(row["psnr_mean"], ".1f") + spread,
-        _number(row["psnr_worst"], ".1f"),
-        _number(row["ssim_mean"], ".4f"),
-        *(_number(row[name], ".3f") for name in scores),
+        _as_cell(row["psnr_mean"], ".1f") + spread,
+        _as_cell(row["psnr_worst"], ".1f"),
+        _as_cell(row["ssim_mean"], ".4f"),
+        *(_as_cell(row[name], ".3f") for name in scores),
     )
 
 
-def _number(value: float, form: str) -> str:
+def _line(trace: Trace, decision: int) -> str:
+    calls: dict[int, list[bool]] = {}
+    for record in trace.records:
+        calls.setdefault(record.call, []).append(record.evaluated[decision])
+    return "".join("#" if all(places) else "+" if any(places) else "." for places in calls.values())
+
+
+def _as_cell(value: float, form: str) -> str:
     return "-" if _is_nan(value) else format(value, form)
 
 
@@ -285,11 +305,11 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _plain(value: Any) -> Any:
+def _as_json_values(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _as_json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_as_json_values(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

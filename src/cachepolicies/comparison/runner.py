@@ -9,9 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
 from cachepolicies.comparison._extras import check_installed
-from cachepolicies.comparison._passes import Batch, Pass, Sampler, audit, sample_all
+from cachepolicies.comparison._passes import Batch, PreparedCandidate, SamplingPass, audit, sample_all
 from cachepolicies.comparison._progress import progress_bar
 from cachepolicies.comparison._provenance import provenance_of, settings_of
 from cachepolicies.comparison.candidate import UNCACHED, Candidate
@@ -69,18 +69,18 @@ def compare(
         RunError: the independent count of the evaluations and the trace disagree.
     """
     check_installed("torchmetrics")
-    _check(candidates, seeds, batch_size, repeats, audited, shown)
+    _check_arguments(candidates, seeds, batch_size, repeats, audited, shown)
     reference = Candidate(UNCACHED, kind="uncached")
-    planned = [Sampler.of(workload, candidate) for candidate in (reference, *candidates)]
+    planned = [PreparedCandidate.of(workload, candidate) for candidate in (reference, *candidates)]
     batches = [Batch.of(workload, seeds[start : start + batch_size]) for start in range(0, len(seeds), batch_size)]
-    finished: dict[str, Pass] = {}
+    finished: dict[str, SamplingPass] = {}
     seconds: dict[str, list[float]] = {}
-    order: list[Sampler] = []
-    with progress_bar(progress, console) as tell, torch.no_grad():
+    order: list[PreparedCandidate] = []
+    with progress_bar(progress, console) as report, torch.no_grad():
         _warm_up(workload, batches[0])
         for sampler in planned:
             order.append(sampler)
-            finished[sampler.label] = sample_all(workload, sampler, batches, tell)
+            finished[sampler.label] = sample_all(workload, sampler, batches, report)
             if baselines and sampler.candidate.baselines and sampler.candidate.kind == "policy":
                 taken = {*finished, *(each.label for each in planned)}
                 for matched in matched_baselines(workload, sampler.candidate, finished[sampler.label].mean_nfe):
@@ -88,17 +88,17 @@ def compare(
                     label = f"{matched.label}, {sampler.label}" if clash else matched.label
                     baseline = attrs.evolve(matched, label=label)
                     if baseline.label not in taken:
-                        order.append(Sampler.of(workload, baseline))
-                        finished[baseline.label] = sample_all(workload, order[-1], batches, tell)
+                        order.append(PreparedCandidate.of(workload, baseline))
+                        finished[baseline.label] = sample_all(workload, order[-1], batches, report)
         for label, first in finished.items():
             seconds[label] = [first.seconds]
         for _ in range(repeats - 1):
             for sampler in order:
-                seconds[sampler.label].append(sample_all(workload, sampler, batches, tell).seconds)
+                seconds[sampler.label].append(sample_all(workload, sampler, batches, report).seconds)
         # every speed-up divides by this row: time it at the end as well as at the start
-        seconds[UNCACHED].append(sample_all(workload, planned[0], batches, tell).seconds)
+        seconds[UNCACHED].append(sample_all(workload, planned[0], batches, report).seconds)
         changes = {
-            sampler.label: audit(workload, sampler.candidate, seeds[:audited], batch_size, tell)
+            sampler.label: audit(workload, sampler.candidate, seeds[:audited], batch_size, report)
             for sampler in order
             if sampler.candidate.kind == "policy" and audited
         }
@@ -139,7 +139,8 @@ def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> t
     if wanted >= steps:
         return ()
     fewer = Candidate(f"fewer steps ({wanted})", None, wanted, kind="fewer steps", matches=candidate.label)
-    place = "" if candidate.site == "output" else f" at {candidate.site}"
+    site = candidate.site if isinstance(candidate.site, str) else candidate.site.name
+    place = "" if site == "output" else f" at {site}"
     uniform = Candidate(
         f"uniform ({wanted}){place}",
         Uniform(evaluations=wanted),
@@ -154,8 +155,8 @@ def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> t
 
 def _judge(
     workload: Workload,
-    sampler: Sampler,
-    finished: Pass,
+    sampler: PreparedCandidate,
+    finished: SamplingPass,
     batches: Sequence[Batch],
     uncached: Sequence[Tensor],
     shown: int,
@@ -178,7 +179,7 @@ def _judge(
         label=sampler.label,
         kind=sampler.candidate.kind,
         matches=sampler.candidate.matches,
-        policy="" if sampler.cached is None else repr(sampler.cached.policy),
+        policy="" if sampler.cached is None else repr(sampler.cached.settings),
         num_steps=sampler.num_steps,
         nfe=finished.nfe,
         calls=finished.calls,
@@ -194,7 +195,7 @@ def _judge(
     )
 
 
-def _check(
+def _check_arguments(
     candidates: Sequence[Candidate], seeds: Sequence[int], batch_size: int, repeats: int, audited: int, shown: int
 ) -> None:
     for what, value, least in (

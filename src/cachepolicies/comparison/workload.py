@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._errors import InputError, SettingsError, nearest_match_hint
-from cachepolicies._settings import build, plain, positive_int, refuse, shown
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.base.converters import as_dict, as_tuple
+from cachepolicies.base.errors import InputError, SettingsError, nearest_match_hint
+from cachepolicies.base.settings import build, plain, positive_int, refuse, shown
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
-
-
-def _tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(values)
-
-
-def _dict(values: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(values)
 
 
 @frozen(eq=False)
@@ -42,9 +35,9 @@ class Inputs:
     """
 
     noise: Tensor
-    args: tuple[Any, ...] = field(default=(), converter=_tuple)
-    kwargs: Mapping[str, Any] = field(factory=dict, converter=_dict)
-    labels: Mapping[str, Tensor] = field(factory=dict, converter=_dict)
+    args: tuple[Any, ...] = field(default=(), converter=as_tuple)
+    kwargs: Mapping[str, Any] = field(factory=dict, converter=as_dict)
+    labels: Mapping[str, Tensor] = field(factory=dict, converter=as_dict)
     data: Tensor | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -61,7 +54,7 @@ class Inputs:
         return self.noise.shape[0]
 
 
-Score = Callable[[Tensor, Inputs], Tensor]
+SampleScore = Callable[[Tensor, Inputs], Tensor]
 """``score(samples, inputs)``: one number a sample, ``(B,)``; ``nan`` where it does not apply to a sample."""
 
 
@@ -74,17 +67,17 @@ def _callable(instance: object, attribute: attrs.Attribute[Any], value: Any) -> 
         refuse(instance, attribute, value, "callable")
 
 
-def _name(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _non_empty(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
         refuse(instance, attribute, value, "a non-empty string")
 
 
-def _shape(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _positive_sizes(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     if not value or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in value):
         refuse(instance, attribute, value, "positive sizes, without the batch")
 
 
-def _scores(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+def _named_scores(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
     for name, score in value.items():
         if not isinstance(name, str) or not callable(score):
             refuse(instance, attribute, value, "a mapping from names to callables score(samples, inputs)")
@@ -111,14 +104,14 @@ class Workload:
         UnknownNameError: no scheduler is registered under the name.
     """
 
-    name: str = field(validator=_name)
+    name: str = field(validator=_non_empty)
     denoiser: Callable[..., Any] = field(validator=_callable)
     scheduler: Scheduler = field(converter=as_scheduler)
     num_steps: int = field(converter=plain, validator=positive_int)
-    latent_shape: tuple[int, ...] = field(converter=_tuple, validator=_shape)
+    latent_shape: tuple[int, ...] = field(converter=as_tuple, validator=_positive_sizes)
     inputs: Callable[[Sequence[int]], Inputs] = field(validator=_callable)
     decode: Callable[[Tensor], Tensor] = field(validator=_callable)
-    scores: Mapping[str, Score] = field(factory=dict, converter=_dict, validator=_scores)
+    scores: Mapping[str, SampleScore] = field(factory=dict, converter=as_dict, validator=_named_scores)
     guidance: float | None = None
 
     def draw(self, seeds: Sequence[int]) -> Inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
 from torch import nn
 
-from cachepolicies._errors import RunError, SettingsError
+from cachepolicies.base.errors import RunError, SettingsError
 from cachepolicies.inplace.clock import Position
 from cachepolicies.sites._graphs import Resume, apart
 
@@ -30,10 +31,10 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         super().__init__()
         self._serve = serve
         self._end = end
-        self.place: object = None
+        self.attached: object = None
         """What `enable` keeps here, to find it again by the module."""
         # diffusers sets its context on every attribute of this type
-        self._contexts = StateManager(BaseState)
+        self._contexts = _ContextsOfThreads()
         self.new_forward = apart(self._call)
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
@@ -74,6 +75,25 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
 
     def _call(self, resume: Resume, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self._serve(resume(self.fn_ref.original_forward), args, kwargs)
+
+
+class _ContextsOfThreads(StateManager):  # type: ignore[misc]  # diffusers is not typed
+    """Keeps the context that diffusers sets for every thread apart: two may call one model."""
+
+    def __init__(self) -> None:
+        self._of_threads: dict[int, Any] = {}
+        super().__init__(BaseState)
+
+    @property
+    def _context(self) -> Any:
+        return self._of_threads.get(threading.get_ident())
+
+    @_context.setter
+    def _context(self, context: Any) -> None:
+        if context is None:
+            self._of_threads.pop(threading.get_ident(), None)
+        else:
+            self._of_threads[threading.get_ident()] = context
 
 
 class _Reference(HookFunctionReference):  # type: ignore[misc]  # diffusers is not typed
@@ -142,8 +162,8 @@ class Installed:
                     f"the forward of {type(module).__name__} was replaced after the cache was enabled; undo that "
                     "first, then disable the cache"
                 )
-        place = registry._hook_order.index(NAME)
-        overwritten = [(ref, ref.forward) for ref in registry._fn_refs[place + 1 : place + 2] if ref.original_forward]
+        at = registry._hook_order.index(NAME)
+        overwritten = [(ref, ref.forward) for ref in registry._fn_refs[at + 1 : at + 2] if ref.original_forward]
         registry.remove_hook(NAME, recurse=False)
         for ref, forward in overwritten:  # the forward of a hook that has its own, see `_Reference`
             ref.original_forward, ref.forward = ref.forward, forward

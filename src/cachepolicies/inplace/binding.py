@@ -7,35 +7,112 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cachepolicies._assembly import Assembly
-from cachepolicies._call import Signature
-from cachepolicies._errors import CachePoliciesError, ProfileError, RunError
-from cachepolicies._host import DeclaredTimesteps, host_time
-from cachepolicies._layout import equal_parts
-from cachepolicies._planned_for import same_substitute
-from cachepolicies._run import Call, Declaration, rounding_of
-from cachepolicies._step import RunInfo
-from cachepolicies._trace import Trace
+from cachepolicies.assembly.assemble import Assembly
+from cachepolicies.assembly.run_handle import DeclaredRun
+from cachepolicies.base.errors import CachePoliciesError, ProfileError, RunError
+from cachepolicies.base.host import DeclaredTimesteps, host_time, rounding_of
+from cachepolicies.base.layout import equal_parts
+from cachepolicies.base.signature import Signature
+from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.contracts.substitute import order_of
+from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.invocation import Invocation
+from cachepolicies.engine.lifecycle import Request
+from cachepolicies.engine.requests import Requests, generator_of
+from cachepolicies.engine.trace import Trace
 from cachepolicies.inplace._hook import DenoiserHook
 from cachepolicies.inplace.branches import BranchRecogniser
 from cachepolicies.inplace.clock import PipelineClock, PipelineRun, Position
 from cachepolicies.inplace.targets import scheduler_of_pipeline
 from cachepolicies.profiles.match import check_profile
-from cachepolicies.schedulers.base import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
-from cachepolicies.sites.base import Invocation
+from cachepolicies.substitutes.resolve import same_substitute
 
 _ONE_TIME = 0.05
 """Weights of two substitutes that differ less follow one time: schedulers interpolate their tables differently, which
 makes a hundredth; sigma and log-SNR make a half."""
 
 
+class InPlaceRequest(Request):
+    """One generation on a module that is used in place, and where in it the module is.
+
+    Attributes:
+        branches: names the branches that nobody names.
+        pipeline_run: that the pipeline's scheduler is set up for, if the request follows it.
+        traced: the pipeline's run that the trace is of.
+        announced: where a context said last that it is.
+        declared_by_caller: whether the run was declared, and nothing else is asked.
+        at: the point of the loop at which branches are being served.
+        served: branches that were served there.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.traced: PipelineRun | None = None
+        self.declared_by_caller = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget where in a run the module is."""
+        self.branches = BranchRecogniser()
+        self.pipeline_run: PipelineRun | None = None
+        self.announced: Position | None = None
+        self.at: object = None
+        self.served: set[str] = set()
+
+    def conclude(self, failed: bool = False) -> None:
+        """End the run in progress, declared or not, and free what is remembered; what comes then is another run."""
+        if failed:
+            self.reset()
+        if self.pipeline_run is not None:
+            self.pipeline_run.over = True
+        self.forget()
+        self.declared_by_caller = False
+        self.end()
+
+    def fail(self) -> None:
+        """Forget what a failed call was in the middle of; a declared run stays declared, and begins again."""
+        if self.declared_by_caller:
+            self.reset()
+            self.forget()
+        else:
+            self.conclude(failed=True)
+
+    def finish(self) -> None:
+        """End a declared run that came to its end. If a call of it failed on the way, nothing is said of the rest."""
+        try:
+            if self.run is not None:
+                self._warn_if_pointless()
+        finally:
+            self.conclude(failed=True)
+
+    def refuse_repetition(self, module: str, at: object, level: float, branch: str) -> None:
+        """Refuse a second latent that goes through the same steps beside the first: it would get the first one's.
+
+        Raises:
+            RunError: a branch is called twice where the pipeline's scheduler has not moved on in between.
+        """
+        if at is None:
+            return
+        if at != self.at:
+            self.at, self.served = at, set()
+        if branch in self.served:
+            raise RunError(
+                f"{module} was called twice in branch {branch!r} at one step of the scheduler, t={level:g}, "
+                "with the same conditioning. Latents that are sampled side by side need a cache each: put them in one "
+                'batch, name `model.cache_context("...")` after each, or leave the cache off'
+            )
+        self.served.add(branch)
+
+
 class Binding:
-    """Serves the calls of one module: finds out which run, step and branch each belongs to.
+    """Serves the calls of one module: finds out which request, run, step and branch each belongs to.
 
     Attributes:
         name: of the module in its pipeline, or its class name.
         module: the module.
+        assembly: policy, substitute and site, resolved.
     """
 
     def __init__(
@@ -43,53 +120,50 @@ class Binding:
     ) -> None:
         self.name = name
         self.module = module
-        self.engine, self.site, self.adapter = assembly.engine, assembly.site, assembly.adapter
+        self.assembly = assembly
+        self.engine, self.site = assembly.engine, assembly.site
         self.hook = DenoiserHook(self.serve, self.end_run)
-        self._substitute_on = assembly.substitute_on
+        self.requests: Requests[InPlaceRequest] = Requests(self._new_request, name)
         self._signature = signature
         self._clock = clock
         self._enabled_with = None if clock is None else clock.scheduler()
-        self._branches = BranchRecogniser()
-        self._pipeline_run: PipelineRun | None = None
-        self._traced: PipelineRun | None = None
-        self._announced: Position | None = None
-        self._declared_by_caller = False
-        self._place: object = None
-        self._served: set[str] = set()
+
+    @property
+    def request(self) -> InPlaceRequest:
+        """The request that was used last."""
+        latest = self.requests.latest
+        return self.requests.undeclared() if latest is None else latest
 
     @property
     def trace(self) -> Trace:
         """The record of the run in progress, or of the last one."""
-        return self.engine.trace
+        return self.request.trace
 
     @property
     def outdated(self) -> bool:
         """Whether the pipeline has begun another run since: it may have stopped before it came to this module."""
-        return self._clock is not None and self._clock.latest is not self._traced
+        return self._clock is not None and self._clock.latest is not self.request.traced
 
-    def declare(self, timesteps: DeclaredTimesteps) -> None:
-        """Take the caller's word for the run that begins now; it lasts until `end_run`.
+    def declared(self, timesteps: DeclaredTimesteps) -> DeclaredRun:
+        """Return a run that takes the caller's word for its timesteps.
 
         Raises:
             RunError: the pipeline has another scheduler by now, whose time the substitute does not follow.
         """
         self._refuse_other_time(timesteps.values)
-        self._forget()
-        self._declared_by_caller = True
-        self._traced = None if self._clock is None else self._clock.latest
-        self.engine.begin(Declaration(timesteps))
+        request = self._new_request()
+        request.declared_by_caller = True
+        request.traced = None if self._clock is None else self._clock.latest
+        return DeclaredRun(self.requests, request, Declaration(timesteps), self.name)
 
     def end_run(self) -> None:
-        """End the run in progress and free what is remembered. The trace stays."""
-        if self._pipeline_run is not None:
-            self._pipeline_run.over = True
-        self._forget()
-        self.engine.end()
+        """End the run in progress of whoever calls, and free what is remembered. The trace stays."""
+        self.requests.current().conclude()
 
-    def abandon(self) -> None:
-        """End a run that failed: as `end_run`, with nothing said of how little it reused."""
-        self.engine.reset()
-        self.end_run()
+    def end_all(self, failed: bool = False) -> None:
+        """End every run in progress and free what is remembered."""
+        for request in self.requests.all():
+            request.conclude(failed)
 
     def serve(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Serve one call of the module; ``function`` is its own forward.
@@ -98,12 +172,14 @@ class Binding:
             InputError, RunError, NeedsError, PolicyError, ProfileError: see their messages. After any exception nothing
                 of the run is remembered.
         """
+        request = self.requests.current()
         try:
             x, t = self._signature.find(args, kwargs)
-            call = self._call(x, t, self._signature.conditioning(args, kwargs))
-            return self.site.serve(self.engine, call, Invocation(function, args, kwargs, self._signature, x))
+            call = self._call(request, x, t, self._signature.conditioning(args, kwargs))
+            served = self.engine.enter(request, call)
+            return self.site.serve(served, Invocation(function, args, kwargs, self._signature, x))
         except BaseException:
-            self.abandon()
+            request.fail()
             raise
 
     def notes(self, info: RunInfo) -> Sequence[str]:
@@ -116,7 +192,7 @@ class Binding:
             return ()
         scheduler = None
         unknown: tuple[str, ...] = ()
-        if self._clock is not None and self._pipeline_run is not None:
+        if self._clock is not None and self.requests.current().pipeline_run is not None:
             try:
                 scheduler = as_scheduler(self._clock.scheduler())
             except ProfileError:
@@ -134,34 +210,29 @@ class Binding:
         )
         return (*found, *unknown)
 
-    def _call(self, x: Tensor, t: object, conditioning: tuple[Any, ...]) -> Call:
+    def _new_request(self) -> InPlaceRequest:
+        engine = self.engine
+        return InPlaceRequest(
+            engine.policy,
+            engine.substitute,
+            engine.profile,
+            engine.settings,
+            engine.parts_rows,
+            engine.notes,
+            engine.warned,
+        )
+
+    def _call(self, request: InPlaceRequest, x: Tensor, t: object, conditioning: tuple[Any, ...]) -> Call:
         position = self.hook.position()
         batch = x.shape[0]
-        if not self._declared_by_caller:
-            self._follow(t, batch, position)
+        if not request.declared_by_caller:
+            self._follow(request, t, batch, position)
         named = self.hook.branch()
-        level, index, place = self._where(t, batch, position, named)
-        name = self._branches.name(level, conditioning) if named is None else named
-        self._refuse_repetition(place, level, name)
-        return Call(x, level, name, True, (), index, copies=lambda: self._copies(x, named))
-
-    def _refuse_repetition(self, place: object, level: float, name: str) -> None:
-        """Refuse a second latent that goes through the same steps beside the first: it would get the first one's.
-
-        Raises:
-            RunError: a branch is called twice where the pipeline's scheduler has not moved on in between.
-        """
-        if place is None:
-            return
-        if place != self._place:
-            self._place, self._served = place, set()
-        if name in self._served:
-            raise RunError(
-                f"{self.name} was called twice in branch {name!r} at one step of the scheduler, t={level:g}, "
-                "with the same conditioning. Latents that are sampled side by side need a cache each: put them in one "
-                'batch, name `model.cache_context("...")` after each, or leave the cache off'
-            )
-        self._served.add(name)
+        level, index, at = self._where(request, t, batch, position, named)
+        branch = request.branches.name(level, conditioning) if named is None else named
+        request.refuse_repetition(self.name, at, level, branch)
+        origin = 0 if request.declaration is not None else generator_of(1)
+        return Call(x, level, branch, True, (), index, lambda: self._copies(x, named), origin)
 
     def _refuse_other_time(self, timesteps: Sequence[float]) -> None:
         """Refuse a scheduler that replaced the pipeline's since, if the substitute follows its time.
@@ -170,7 +241,7 @@ class Binding:
             RunError: the substitute would extrapolate otherwise under this one, or not at all.
         """
         now = None if self._clock is None else self._clock.scheduler()
-        if self._substitute_on is None or now is self._enabled_with:
+        if now is self._enabled_with or order_of(self.engine.substitute) in (None, 0):
             return
         used = self.engine.substitute
         found, before = scheduler_of_pipeline(now), scheduler_of_pipeline(self._enabled_with)
@@ -178,7 +249,7 @@ class Binding:
             return  # made anew, as some do for every picture
         cause: CachePoliciesError | None = None
         try:
-            if same_substitute(self._substitute_on(found), used, tuple(timesteps), _ONE_TIME):
+            if same_substitute(self.assembly.substitute_on(found), used, tuple(timesteps), _ONE_TIME):
                 return
         except CachePoliciesError as error:
             cause = error
@@ -196,60 +267,53 @@ class Binding:
         guided = None if self._clock is None else self._clock.guided
         return 1 if guided is False else equal_parts(x)
 
-    def _follow(self, t: object, batch: int, position: Position | None) -> None:
+    def _follow(self, request: InPlaceRequest, t: object, batch: int, position: Position | None) -> None:
         """Begin a run where the pipeline or its context has begun one."""
         timesteps = None if self._clock is None else self._clock.timesteps()
         if self._clock is not None and timesteps is not None:
-            if self._pipeline_run is None or self._pipeline_run.source is not timesteps:
+            if request.pipeline_run is None or request.pipeline_run.source is not timesteps:
+                self._clock.refuse_strangers(self.name)
                 run = self._clock.begin(t, batch, position)
                 self._refuse_other_time(timesteps.tolist() if run is None or run.given is None else run.given.values)
-                self._forget()
-                self._pipeline_run = self._traced = run
+                request.forget()
+                request.pipeline_run = request.traced = run
                 if run is not None:
-                    self.engine.begin(Declaration(run.given, announced_steps=run.num_steps))
+                    request.begin(Declaration(run.given, announced_steps=run.num_steps))
                     if run.given is None:
-                        self.engine.trace.notes.append(
+                        request.trace.notes.append(
                             "the model is not called with the timesteps of the pipeline's scheduler; steps are known "
                             "by their place, levels as they come"
                         )
         elif position is not None:
-            before = self._announced
+            before = request.announced
             if before is None or before.num_steps != position.num_steps or position.index < before.index:
-                self._forget()
-                self.engine.begin(Declaration(None, announced_steps=position.num_steps))
-            self._announced = position
+                request.forget()
+                request.begin(Declaration(None, announced_steps=position.num_steps))
+            request.announced = position
 
     def _where(
-        self, t: object, batch: int, position: Position | None, named: str | None
+        self, request: InPlaceRequest, t: object, batch: int, position: Position | None, named: str | None
     ) -> tuple[float, int | None, object]:
-        """Return the level of a call, its step where that does not follow from the level, and its place in the loop.
+        """Return the level of a call, its step where that does not follow from the level, and its point in the loop.
 
-        The place is ``None`` where a sampler may well come twice: nothing says that the loop has not moved on.
+        The point is ``None`` where a sampler may well come twice: nothing says that the loop has not moved on.
         """
-        run = self._pipeline_run
+        run, declaration = request.pipeline_run, request.declaration
         if run is None or self._clock is None:
-            declaration = self.engine.declaration
             level = host_time(t, batch, None if declaration is None else declaration.given)
             if declaration is not None:
                 level = declaration.snap(level, rounding_of(t))
-            return level, None if position is None or self._declared_by_caller else position.index, None
+            return level, None if position is None or request.declared_by_caller else position.index, None
         index = self._clock.index(run, position)
-        doubtful = index == self._place and named in self._served
+        doubtful = index == request.at and named in request.served
         level = self._clock.level(run, index, t, batch, doubtful=doubtful)
         if run.given is None:
             return level, 0 if index is None else index, index
-        declaration = self.engine.declaration
         if declaration is not None:
             level = declaration.snap(level, rounding_of(t))
         agrees = index is not None and run.given.values[index] == level
         first = level == run.given.values[0]
         return level, None, index if agrees else "first" if index is None and first else None
-
-    def _forget(self) -> None:
-        self._branches = BranchRecogniser()
-        self._pipeline_run, self._announced, self._declared_by_caller = None, None, False
-        self._place, self._served = None, set()
-        self.site.reset()
 
 
 def _alike(one: Scheduler, other: Scheduler) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 from attrs import define, field
 
-from cachepolicies._errors import RunError
-from cachepolicies._run import differs, same_objects, weakly
+from cachepolicies.base.errors import RunError
+from cachepolicies.engine.conditioning import differs, same_objects, weakly
 
 _MOST = 8
 """More branches than any guidance has: the conditioning is not what tells them apart."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import weakref
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from torch import Tensor
 
-from cachepolicies._host import DeclaredTimesteps, host_time, visible
-from cachepolicies._run import rounding_of
-from cachepolicies.adapters.base import Clock
+from cachepolicies.base.errors import RunError
+from cachepolicies.base.host import DeclaredTimesteps, host_time, rounding_of, visible
+from cachepolicies.contracts.adapter import Clock
+from cachepolicies.engine.requests import execution
 
 _FORMS: dict[Clock, Callable[[float], float]] = {
     "timestep": lambda t: t,
@@ -47,6 +52,7 @@ class PipelineRun:
         offset: the first of the scheduler's timesteps that this run visits.
         trusted: whether the scheduler's own count has been seen to agree with the t of a call.
         over: whether it has ended; what comes then is another run, even of the same timesteps.
+        owner: the thread or asyncio task that began it.
     """
 
     source: Tensor
@@ -55,6 +61,15 @@ class PipelineRun:
     offset: int
     trusted: bool = False
     over: bool = False
+    owner: weakref.ref[Any] = field(factory=lambda: weakref.ref(execution()))
+
+    @property
+    def anothers(self) -> bool:
+        """Whether another thread or task began it, which is still there."""
+        owner = self.owner()
+        if owner is None or owner is execution():
+            return False
+        return owner.is_alive() if isinstance(owner, threading.Thread) else not owner.done()
 
 
 @define(eq=False)
@@ -97,10 +112,20 @@ class PipelineClock:
             t: as the model is called; read on the host.
             batch: rows of the latent.
             position: what the context says, if it does.
+
+        Raises:
+            RunError: another thread or task is in the middle of a run of the scheduler.
         """
         source = self.timesteps()
         if source is None:
             return None
+        latest = self._latest
+        if latest is not None and latest.source is source and not latest.over and latest.anothers:
+            raise RunError(
+                "another thread or asyncio task is in the middle of a generation on this pipeline, whose scheduler "
+                "serves one at a time: wait for it, or give every thread a pipeline, with a scheduler and a "
+                "transformer, of its own"
+            )
         if self._latest is None or self._latest.source is not source or self._latest.over:
             self._latest = self._new(source, host_time(t, batch), rounding_of(t), position)
         return self._latest
@@ -122,6 +147,31 @@ class PipelineClock:
         first = place if start is None else start
         given = DeclaredTimesteps.of(source[first:] if form == "timestep" else mapped[first:])
         return PipelineRun(source, given, len(values) - first, first)
+
+    def refuse_strangers(self, module: str) -> None:
+        """Refuse a call that another pipeline makes, which shares the module and runs on a scheduler of its own.
+
+        Its steps are not those of this clock; it would be sampled with the wrong ones.
+
+        Args:
+            module: name of the module, for the message.
+
+        Raises:
+            RunError: the call comes from such a pipeline.
+        """
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
+                caller: Any = frame.f_locals.get("self")
+                if isinstance(getattr(caller, "components", None), dict) and hasattr(caller, "scheduler"):
+                    if caller.scheduler is self.scheduler():
+                        return
+                    raise RunError(
+                        f"{module} was called by another {type(caller).__name__} than the one that the cache was "
+                        "enabled on, with a scheduler of its own, in this thread or another: its steps are not known. "
+                        "Enable the cache on that pipeline instead, or give it a transformer of its own"
+                    )
+            frame = frame.f_back
 
     def index(self, run: PipelineRun, position: Position | None) -> int | None:
         """Return the entry of the run that comes now, if the context or the scheduler says so."""

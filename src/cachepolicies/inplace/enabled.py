@@ -3,59 +3,49 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import frozen
 from torch import Tensor, nn
 
-from cachepolicies._assembly import assemble, make_policy
-from cachepolicies._call import Signature
-from cachepolicies._engine import EngineSettings
-from cachepolicies._errors import RunError, SettingsError
-from cachepolicies._host import DeclaredTimesteps
-from cachepolicies._policy import CachePolicy
-from cachepolicies._settings import boolean, fraction, non_negative_int, one_of
-from cachepolicies._step import RunInfo
-from cachepolicies._substitute import Substitute
-from cachepolicies._trace import Trace, joined
-from cachepolicies.adapters.base import Adapter
+from cachepolicies.assembly.assemble import Parts, as_policy, assemble
+from cachepolicies.assembly.options import Options
+from cachepolicies.assembly.run_handle import RunHandle
+from cachepolicies.base.errors import RunError, SettingsError
+from cachepolicies.base.host import DeclaredTimesteps
+from cachepolicies.base.signature import Signature
+from cachepolicies.contracts.adapter import Adapter
+from cachepolicies.contracts.policy import CachePolicy, PolicySettings
+from cachepolicies.contracts.site import Site
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.contracts.substitute import Substitute
+from cachepolicies.engine.trace import Trace, joined
 from cachepolicies.inplace.clock import PipelineClock
 from cachepolicies.inplace.targets import denoisers_of, scheduler_of_pipeline
+from cachepolicies.policies.limits import Limits
 from cachepolicies.profiles.schema import Profile
 
 if TYPE_CHECKING:
     from cachepolicies.inplace._hook import Installed
     from cachepolicies.inplace.binding import Binding
 
-_COPIES: Mapping[str, int | None] = {"auto": None, "separate": 1, "batched": 2}
-
-
-@frozen
-class _Options:
-    cfg: str = field(validator=one_of("auto", "separate", "batched"))
-    branches: str = field(validator=one_of("shared", "independent"))
-    per_sample: bool = field(validator=boolean)
-    audit: float = field(validator=fraction)
-    audit_seed: int = field(validator=non_negative_int)
-
 
 @frozen(eq=False)
-class _Place:
+class _Attached:
     """What is enabled on one module."""
 
     binding: Binding
     installed: Installed
 
 
-def _place_on(module: nn.Module) -> _Place | None:
+def _attached_to(module: nn.Module) -> _Attached | None:
     """Return what is enabled on a module; it lives with the module's own hook, so nothing outlives the module."""
     registry = getattr(module, "_diffusers_hook", None)
-    place = None if registry is None else getattr(registry.get_hook("cachepolicies"), "place", None)
-    return place if isinstance(place, _Place) else None
+    found = None if registry is None else getattr(registry.get_hook("cachepolicies"), "attached", None)
+    return found if isinstance(found, _Attached) else None
 
 
 class Enabled:
@@ -79,38 +69,45 @@ class Enabled:
         """The policy with its settings, the profile's included (of the first denoiser, where there are two)."""
         return self._bindings[0].engine.policy
 
+    @property
+    def settings(self) -> PolicySettings:
+        """The policy as it was given."""
+        return self._bindings[0].assembly.settings
+
     def disable(self) -> None:
         """Restore what was enabled, also where the target has another denoiser now; see `disable`."""
-        places = [place for each in self._bindings if isinstance(place := each.hook.place, _Place)]
-        if places:
-            _take_off(places)
+        found = [each for binding in self._bindings if isinstance(each := binding.hook.attached, _Attached)]
+        if found:
+            _take_off(found)
         else:
             disable(self.target)
 
     def reset(self) -> None:
-        """End the run in progress and free what is remembered. The trace stays."""
+        """End every run in progress and free what is remembered. The traces stay."""
         for binding in self._bindings:
-            binding.end_run()
+            binding.end_all()
 
-    @contextmanager
-    def run(self, timesteps: Sequence[float] | Tensor) -> Iterator[None]:
+    def run(self, timesteps: Sequence[float] | Tensor) -> RunHandle:
         """Declare a run, where no pipeline's scheduler tells of it.
+
+        ```python
+        with enabled.run(timesteps) as run:
+            ...  # module(x, t), or run(x, t) where several runs are open in one function
+        print(run.trace)
+        ```
 
         Args:
             timesteps: ``(N,)`` the t of every step, as the module is called with.
+
+        Returns:
+            A context, which gives itself: the handle of the run. It has the trace, and calls the target.
 
         Raises:
             InputError: the timesteps are not a flat sequence of finite numbers.
             RunError: the pipeline has another scheduler by now, whose time the substitute does not follow.
         """
-        try:
-            for binding in self._bindings:
-                binding.declare(DeclaredTimesteps.of(timesteps))
-            yield
-        except BaseException:
-            self._abandon()
-            raise
-        self.reset()
+        declared = DeclaredTimesteps.of(timesteps)
+        return RunHandle([binding.declared(declared) for binding in self._bindings], self.target)
 
     def __enter__(self) -> Enabled:
         return self
@@ -119,12 +116,9 @@ class Enabled:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._abandon()
+            for binding in self._bindings:
+                binding.end_all(failed=True)
         self.disable()
-
-    def _abandon(self) -> None:
-        for binding in self._bindings:
-            binding.abandon()
 
     def __repr__(self) -> str:
         what = ", ".join(f"{b.name}: {b.engine.policy!r} at {b.site.name!r}" for b in self._bindings)
@@ -133,12 +127,13 @@ class Enabled:
 
 def enable(
     target: Any,
-    policy: str | CachePolicy = "sencache",
+    policy: str | PolicySettings = "sencache",
     *,
     profile: Profile | str | Path | Mapping[str, Profile | str | Path] | None = None,
-    site: str = "blocks",
+    site: str | Site = "blocks",
     substitute: str | Substitute = "hold",
     adapter: Adapter | None = None,
+    limits: Limits | None = None,
     cfg: Literal["auto", "separate", "batched"] = "auto",
     branches: Literal["shared", "independent"] = "shared",
     per_sample: bool | None = None,
@@ -167,9 +162,11 @@ def enable(
         policy: when to reuse: a registered name, a spec ``"teacache:threshold=0.2"``, or an object.
         profile: what calibration measured, or what was published; a mapping gives one for each denoiser by its name in
             the pipeline.
-        site: where the evaluation is cut: ``"blocks"``, ``"output"``, or the path of a submodule.
+        site: where the evaluation is cut: ``"blocks"``, ``"output"``, another registered name or a spec, the path of a
+            submodule, or a `Site`.
         substitute: what stands in for a skipped evaluation.
-        adapter: for ``site="blocks"``, instead of the one registered for the module's class.
+        adapter: for sites inside the network, instead of the one registered for its class.
+        limits: laid around the policy: protected ends, most reuses in a row, most evaluations, a retention window.
         cfg: ``"batched"`` if the batch is doubled for guidance, ``"separate"`` if not; ``"auto"`` sees it from the
             latent that a run begins with.
         branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
@@ -198,33 +195,23 @@ def enable(
         _refuse_second(name, module)
     if isinstance(profile, Mapping) and (strangers := sorted(set(profile) - set(modules))):
         raise SettingsError(f"profile is given for {strangers[0]!r}; the denoisers here are {', '.join(modules)}")
-    made = make_policy(policy, settings)
+    named = as_policy(policy, settings)
     clock = None if isinstance(target, nn.Module) else _clock(target)
-    places: list[_Place] = []
+    options = Options(cfg, branches, per_sample, audit, audit_seed)
+    attached: list[_Attached] = []
     try:
         for name, module in modules.items():
-            binding = _bind(
-                clock,
-                name,
-                module,
-                made,
-                profile=profile.get(name) if isinstance(profile, Mapping) else profile,
-                site=site,
-                substitute=substitute,
-                adapter=adapter,
-                options=lambda known: _Options(cfg, branches, _per_sample(per_sample, known), audit, audit_seed),
-                batched=batched,
-                x_name=x_name,
-                t_name=t_name,
-            )
-            place = _Place(binding, Installed(module, binding.hook))
-            binding.hook.place = place
-            places.append(place)
+            given = profile.get(name) if isinstance(profile, Mapping) else profile
+            parts = Parts(named, {}, given, substitute, site, adapter, limits)
+            binding = _bind(clock, name, module, parts, options, batched=batched, x_name=x_name, t_name=t_name)
+            each = _Attached(binding, Installed(module, binding.hook))
+            binding.hook.attached = each
+            attached.append(each)
     except BaseException:
-        for place in places:
-            _remove(place)
+        for each in attached:
+            _remove(each)
         raise
-    return Enabled(target, [place.binding for place in places])
+    return Enabled(target, [each.binding for each in attached])
 
 
 def disable(target: Any) -> None:
@@ -233,7 +220,7 @@ def disable(target: Any) -> None:
     Raises:
         RunError: nothing is enabled on it, or its forward was replaced by something else since.
     """
-    _take_off(_places(target, "disable"))
+    _take_off(_all_attached(target, "disable"))
 
 
 def trace(target: Any) -> Trace:
@@ -242,7 +229,7 @@ def trace(target: Any) -> Trace:
     Raises:
         RunError: nothing is enabled on it.
     """
-    return _joined([place.binding for place in _places(target, "trace")])
+    return _joined([each.binding for each in _all_attached(target, "trace")])
 
 
 def _joined(bindings: Sequence[Binding]) -> Trace:
@@ -266,13 +253,9 @@ def _bind(
     clock: PipelineClock | None,
     name: str,
     module: nn.Module,
-    policy: CachePolicy,
+    parts: Parts,
+    options: Options,
     *,
-    profile: Profile | str | Path | None,
-    site: str,
-    substitute: str | Substitute,
-    adapter: Adapter | None,
-    options: Callable[[Adapter | None], _Options],
     batched: Collection[str] | None,
     x_name: str | None,
     t_name: str | None,
@@ -281,28 +264,13 @@ def _bind(
 
     bound: list[Binding] = []
 
-    def engine_settings(known: Adapter | None) -> EngineSettings:
-        given = options(known)
-        return EngineSettings(
-            copies=_COPIES[given.cfg],
-            per_sample=bool(given.per_sample),
-            shared_branches=given.branches == "shared",
-            audit=float(given.audit),
-            audit_seed=int(given.audit_seed),
-        )
-
     def notes(info: RunInfo) -> Sequence[str]:
         return bound[0].notes(info)
 
     assembly = assemble(
         module,
-        policy,
-        {},
-        profile=profile,
-        substitute=substitute,
-        site=site,
-        adapter=adapter,
-        engine_settings=engine_settings,
+        parts,
+        engine_settings=options.for_engine,
         notes=notes,
         scheduler=lambda: None if clock is None else scheduler_of_pipeline(clock.scheduler()),
         or_of_profile=clock is None or clock.scheduler() is None,
@@ -316,16 +284,10 @@ def _bind(
     return binding
 
 
-def _per_sample(wanted: bool | None, adapter: Adapter | None) -> bool:
-    if wanted is None:
-        return adapter is None or adapter.rows_independent
-    return wanted
-
-
 def _refuse_second(name: str, module: nn.Module) -> None:
-    place = _place_on(module)
-    if place is not None:
-        binding = place.binding
+    found = _attached_to(module)
+    if found is not None:
+        binding = found.binding
         raise RunError(
             f"caching is enabled on {name} already: {binding.engine.policy!r} at site {binding.site.name!r}; "
             "cachepolicies.disable it first"
@@ -335,24 +297,24 @@ def _refuse_second(name: str, module: nn.Module) -> None:
         raise RunError(f"diffusers' own cache is enabled on {name} ({config}); call its disable_cache() first")
 
 
-def _places(target: Any, what: str) -> list[_Place]:
+def _all_attached(target: Any, what: str) -> list[_Attached]:
     modules = denoisers_of(target)
-    places = [place for module in modules.values() if (place := _place_on(module)) is not None]
-    if not places:
+    found = [each for module in modules.values() if (each := _attached_to(module)) is not None]
+    if not found:
         raise RunError(
             f"cannot {what}: caching is not enabled on {', '.join(modules)} of this {type(target).__name__}; "
             "cachepolicies.enable it first"
         )
-    return places
+    return found
 
 
-def _take_off(places: Sequence[_Place]) -> None:
-    for place in places:
-        _remove(place)
-    for place in places:  # only now: what a run's end warns of may be raised
-        place.binding.end_run()
+def _take_off(attached: Sequence[_Attached]) -> None:
+    for each in attached:
+        _remove(each)
+    for each in attached:  # only now: what a run's end warns of may be raised
+        each.binding.end_all()
 
 
-def _remove(place: _Place) -> None:
-    place.installed.remove()
-    place.binding.hook.place = None
+def _remove(attached: _Attached) -> None:
+    attached.installed.remove()
+    attached.binding.hook.attached = None

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from cachepolicies._errors import SettingsError
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
 
 DENOISERS = ("transformer", "transformer_2", "unet")

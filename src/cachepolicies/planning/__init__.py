@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from cachepolicies.planning._plan import Plan as Plan
-from cachepolicies.planning._plan import PlanError as PlanError
-from cachepolicies.planning._plan import PlanPoint as PlanPoint
-from cachepolicies.planning._plan import PlanSource as PlanSource
+from cachepolicies.planning.error_table import table_from_dense as table_from_dense
 from cachepolicies.planning.errors import measured_errors as measured_errors
 from cachepolicies.planning.errors import predicted_errors as predicted_errors
 from cachepolicies.planning.io import read_plan as read_plan
@@ -14,16 +11,19 @@ from cachepolicies.planning.objectives import Largest as Largest
 from cachepolicies.planning.objectives import Lexicographic as Lexicographic
 from cachepolicies.planning.objectives import Objective as Objective
 from cachepolicies.planning.objectives import Sum as Sum
+from cachepolicies.planning.plan_record import Plan as Plan
+from cachepolicies.planning.plan_record import PlanError as PlanError
+from cachepolicies.planning.plan_record import PlanPoint as PlanPoint
+from cachepolicies.planning.plan_record import PlanSource as PlanSource
 from cachepolicies.planning.planner import plan as plan
 from cachepolicies.planning.plot import plot_plan as plot_plan
 from cachepolicies.planning.problem import PlanningProblem as PlanningProblem
 from cachepolicies.planning.problem import Solution as Solution
-from cachepolicies.planning.problem import table_from_dense as table_from_dense
 from cachepolicies.planning.shortest_path import trade_off as trade_off
 from cachepolicies.planning.summary import summarise_plan as summarise_plan
-from cachepolicies.planning.tolerance_curve import InfeasibleToleranceError as InfeasibleToleranceError
 from cachepolicies.planning.tolerance_curve import ToleranceCurve as ToleranceCurve
-from cachepolicies.planning.tolerance_curve import fit as fit
+from cachepolicies.planning.tolerance_fit import InfeasibleToleranceError as InfeasibleToleranceError
+from cachepolicies.planning.tolerance_fit import fit as fit
 from cachepolicies.planning.weights import WeightKind as WeightKind
 from cachepolicies.planning.weights import step_weights as step_weights
 

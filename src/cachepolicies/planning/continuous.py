@@ -11,23 +11,23 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from cachepolicies._errors import InputError, ProfileError, SettingsError
-from cachepolicies.planning.simulate import run
+from cachepolicies.base.errors import InputError, ProfileError, SettingsError
+from cachepolicies.contracts.score import Score
+from cachepolicies.planning.simulate import simulate_run
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.profiles.schema import Profile
-from cachepolicies.scores.base import Score
 from cachepolicies.scores.displacement import Displacement
 
 Floats = NDArray[np.float64]
 
-_STEPS = 60
+_MOST_WIDENINGS = 60
 """Factors of e by which the range of c is widened at most."""
 
 _PRECISION = 1e-10
 
 
 @frozen(eq=False)
-class Solution:
+class ClosedForm:
     """A tolerance in closed form, and what it gives on the calibration runs.
 
     Attributes:
@@ -68,7 +68,7 @@ def solve(
     nfe: float | None = None,
     target: float | None = None,
     max_reuse: int | None = None,
-) -> Solution:
+) -> ClosedForm:
     """Find the tolerance that is optimal in the continuous limit, for a budget or for a final error.
 
     Let the error of a reuse l steps after the last refresh be ``K(t) l^q`` (K the score over one step, q its growth: 1
@@ -121,13 +121,13 @@ def solve(
     def outcome(log_c: float) -> tuple[float, float]:
         if log_c not in seen:
             epsilon = (math.exp(log_c) * shape).tolist()
-            runs = [run(score, epsilon, levels, table, max_reuse) for table in tables]
+            runs = [simulate_run(score, epsilon, levels, table, max_reuse) for table in tables]
             evaluations = sum(len(one.refreshes) for one in runs) / len(runs)
             error = sum(float(w @ np.array(one.reuse_scores)) for one in runs) / len(runs)
             seen[log_c] = (evaluations, error)
         return seen[log_c]
 
-    low, high = _range(score, levels, tables, shape)
+    low, high = _range_of_log_c(score, levels, tables, shape)
     if nfe is not None:
         log_c = _for_budget(outcome, seen, low, high, nfe, len(levels), max_reuse)
     else:
@@ -135,7 +135,7 @@ def solve(
         log_c = _for_target(outcome, seen, low, high, target, max_reuse)
     evaluations, error = outcome(log_c)
     epsilon = (math.exp(log_c) * shape).tolist()
-    return Solution(ToleranceCurve(levels, epsilon), math.exp(log_c), evaluations, error)
+    return ClosedForm(ToleranceCurve(levels, epsilon), math.exp(log_c), evaluations, error)
 
 
 def optimal_shape(score: Score, weights: Floats, timesteps: Sequence[float], displacement: Floats) -> Floats:
@@ -197,14 +197,14 @@ def _filled(values: Floats) -> Floats | None:
     return cast("Floats", np.exp(np.interp(np.arange(len(values)), positive, np.log(values[positive]))))
 
 
-def _range(
+def _range_of_log_c(
     score: Score, timesteps: Sequence[float], tables: list[list[list[float]]], shape: Floats
 ) -> tuple[float, float]:
     """Return log c below which every step is evaluated, and above which none is that need not be."""
     values = []
     for table in tables:
-        never = run(score, [0.0] * len(timesteps), timesteps, table, 0)
-        always = run(score, [math.inf] * len(timesteps), timesteps, table, None)
+        never = simulate_run(score, [0.0] * len(timesteps), timesteps, table, 0)
+        always = simulate_run(score, [math.inf] * len(timesteps), timesteps, table, None)
         values += [v / e for one in (never, always) for v, e in zip(one.scores, shape.tolist(), strict=True) if v > 0]
     finite = [value for value in values if value < math.inf]
     low, high = (math.log(min(finite)), math.log(max(finite))) if finite else (0.0, 0.0)
@@ -214,11 +214,11 @@ def _range(
 
 def _widen(falling: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
     """Move the ends apart until a falling function changes sign between them, as far as that makes sense."""
-    for _ in range(_STEPS):
+    for _ in range(_MOST_WIDENINGS):
         if falling(low) >= 0:
             break
         low -= 1.0
-    for _ in range(_STEPS):
+    for _ in range(_MOST_WIDENINGS):
         if falling(high) <= 0:
             break
         high += 1.0

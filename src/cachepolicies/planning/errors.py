@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 
-from cachepolicies._errors import NeedsError, PolicyError, SettingsError
-from cachepolicies._substitute import Extrapolation, ManyCoefficients
-from cachepolicies.planning.problem import Floats, Integers, existing, refreshes_of, table_shape
+from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
+from cachepolicies.contracts.substitute import Extrapolation
+from cachepolicies.planning.error_table import Floats, Integers, existing, refreshes_of, table_shape
 from cachepolicies.profiles.schema import RECALIBRATE, Profile
 from cachepolicies.scores.growth import combination_rms
 
 if TYPE_CHECKING:
-    from cachepolicies._substitute import Substitute
-    from cachepolicies.scores.base import Score
+    from cachepolicies.contracts.score import Score
+    from cachepolicies.contracts.substitute import Substitute
 
 _Errors: TypeAlias = "Callable[[Integers, tuple[Integers, ...]], Floats]"
 
@@ -72,7 +72,7 @@ def measured_errors(
         weights = _coefficients(substitute, timesteps, k, refreshes)
         return cast("Floats", combination_rms(change, np.stack((k, *refreshes), axis=1), weights).mean(axis=1))
 
-    return _table(len(timesteps), substitute.order if order is None else order, max_reuse, combined)
+    return _filled_table(len(timesteps), substitute.order if order is None else order, max_reuse, combined)
 
 
 def predicted_errors(
@@ -105,7 +105,7 @@ def predicted_errors(
         ]
         return np.array(found, dtype=np.float64)
 
-    return _table(len(ts), score.order, max_reuse, scored)
+    return _filled_table(len(ts), score.order, max_reuse, scored)
 
 
 def displacement_of(profile: Profile, timesteps: Sequence[float]) -> Floats:
@@ -129,7 +129,7 @@ def _require(profile: Profile, names: Sequence[str], what: str) -> None:
         )
 
 
-def _table(num_steps: int, order: int, max_reuse: int | None, errors: _Errors) -> Floats:
+def _filled_table(num_steps: int, order: int, max_reuse: int | None, errors: _Errors) -> Floats:
     """Fill a table: ``errors(k, refreshes)`` for index arrays of the reused steps and their refreshes, newest first."""
     shape = table_shape(num_steps, order, max_reuse)
     table = np.full(shape, np.inf)
@@ -150,22 +150,12 @@ def _coefficients(
     """Return ``(M, 1 + refreshes)``: 1 for the reused step, minus the substitute's coefficients for the refreshes."""
     found = np.zeros((len(k), 1 + len(refreshes)))
     found[:, 0] = 1.0
-    if isinstance(substitute, ManyCoefficients):
-        levels = np.asarray(timesteps)
-        found[:, 1:] = substitute.many_coefficients(levels[k], levels[np.stack(refreshes, axis=1)])
-        return _checked(found, substitute, timesteps, k)
-    steps = zip(*(step.tolist() for step in refreshes), strict=True)
-    for row, (at, remembered) in enumerate(zip(k.tolist(), steps, strict=True)):
-        weights = substitute.coefficients(timesteps[at], [timesteps[r] for r in remembered])
-        if not 1 <= len(weights) <= len(remembered):
-            raise PolicyError(
-                f"substitute {substitute!r} has {len(weights)} coefficients for {len(remembered)} refreshes"
-            )
-        found[row, 1 : 1 + len(weights)] = weights
-    return _checked(found, substitute, timesteps, k)
+    levels = np.asarray(timesteps, dtype=np.float64)
+    found[:, 1:] = substitute.many_coefficients(levels[k], levels[np.stack(refreshes, axis=1)])
+    return _with_sum_zero(found, substitute, timesteps, k)
 
 
-def _checked(found: Floats, substitute: Extrapolation, timesteps: Sequence[float], k: Integers) -> Floats:
+def _with_sum_zero(found: Floats, substitute: Extrapolation, timesteps: Sequence[float], k: Integers) -> Floats:
     found[:, 1:] *= -1.0
     wrong = ~(np.abs(found.sum(axis=1)) <= _SUM_SLACK * np.abs(found).sum(axis=1))
     if wrong.any():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, runtime_checkable
+from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 from attrs import frozen
 
-from cachepolicies._errors import SettingsError, nearest_match_hint
-from cachepolicies.planning.problem import Floats
+from cachepolicies.base.errors import SettingsError, nearest_match_hint
+from cachepolicies.contracts.declared import Contract
+from cachepolicies.planning.error_table import Floats
 
 
-@runtime_checkable
-class Objective(Protocol):
+class Objective(Contract, declares=True):
     """How the weighted errors of a run are made into a value, so that a dynamic programme can minimise it.
 
     A run is a path of *edges* from one refresh to the next, the last one to the end. An edge with l reuses has their l
@@ -24,18 +25,21 @@ class Objective(Protocol):
     (maximum, sum) does not; that is what ``bottleneck`` is for.
     """
 
-    name: ClassVar[str]
-    """Short name, recorded in the plan."""
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name, recorded in the plan; a class attribute."""
 
     @property
     def bottleneck(self) -> bool:
         """Whether the largest weighted error of a step is minimised first, and the value only among those plans."""
-        ...
+        return False
 
+    @abstractmethod
     def start(self, refreshes: int) -> Floats:
         """Return the value ``(K,)`` of a path without edges, where paths have at most ``refreshes`` edges."""
-        ...
 
+    @abstractmethod
     def edges(self, errors: Floats) -> Floats:
         """Return what ``join`` needs of edges.
 
@@ -46,26 +50,25 @@ class Objective(Protocol):
         Returns:
             ``(..., n + 1, E)`` of the edges with 0, 1, ... n reuses.
         """
-        ...
 
+    @abstractmethod
     def join(self, paths: Floats, edges: Floats) -> Floats:
         """Return the values ``(..., K)`` of paths ``(..., K)`` with one more edge ``(..., E)``.
 
         A path that cannot be has the value inf in every entry, and so must what it is joined to; an edge that must not
         be used has inf, and what it is joined to must have inf in its first entry.
         """
-        ...
 
+    @abstractmethod
     def cost(self, value: Floats) -> float:
         """Return the value ``(K,)`` as the one number that is reported and that a target is compared with.
 
         It must not fall when the value gets worse.
         """
-        ...
 
 
 @frozen
-class Sum:
+class Sum(Objective):
     """The sum of the weighted errors of all reused steps.
 
     Attributes:
@@ -101,15 +104,10 @@ class Lexicographic(Sum):
 
 
 @frozen
-class Largest:
+class Largest(Objective):
     """The largest weighted error of a reused step."""
 
     name: ClassVar[str] = "max"
-
-    @property
-    def bottleneck(self) -> bool:
-        """No: the value is that maximum already."""
-        return False
 
     def start(self, refreshes: int) -> Floats:
         """Return 0, ``(1,)``."""
@@ -140,7 +138,7 @@ def as_objective(objective: str | Objective) -> Objective:
     """Return the objective that a name or an object stands for.
 
     Raises:
-        SettingsError: the name is unknown, or the object does not follow `Objective`.
+        SettingsError: the name is unknown, or the object is no `Objective`.
     """
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
@@ -148,7 +146,7 @@ def as_objective(objective: str | Objective) -> Objective:
         return OBJECTIVES[objective]
     if isinstance(objective, type) or not isinstance(objective, Objective):
         raise SettingsError(
-            f"objective is {objective!r}; give {', '.join(OBJECTIVES)}, or an object that follows "
+            f"objective is {objective!r}; give {', '.join(OBJECTIVES)}, or an object that derives from "
             "cachepolicies.planning.Objective"
         )
     return objective

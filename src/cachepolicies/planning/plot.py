@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cachepolicies._errors import NeedsError, SettingsError
-from cachepolicies.planning._plan import Plan
+from cachepolicies.base.figures import new_figure, save_figure
+from cachepolicies.planning.plan_record import Plan
 
 
 def plot_plan(plan: Plan, path: str | Path) -> Path:
@@ -25,7 +25,7 @@ def plot_plan(plan: Plan, path: str | Path) -> Path:
         NeedsError: matplotlib is not installed.
         SettingsError: matplotlib cannot write this format.
     """
-    figure = _figure()
+    figure = new_figure("a plan", 13.5, 3.9)
     tolerance, weights, trade_off = figure.subplots(1, 3)
     _draw_tolerance(tolerance, plan)
     _draw_weights(weights, plan)
@@ -34,13 +34,7 @@ def plot_plan(plan: Plan, path: str | Path) -> Path:
         f"{plan.source.profile}: {plan.evaluations} of {plan.num_steps} evaluations, substitute {plan.substitute}, "
         f"objective {plan.objective}"
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(target, dpi=150)
-    except ValueError as error:
-        raise SettingsError(f"cannot draw to {target}: {error}; use the suffix .png, .svg or .pdf") from error
-    return target
+    return save_figure(figure, path)
 
 
 def _draw_tolerance(axes: Any, plan: Plan) -> None:
@@ -95,13 +89,3 @@ def _draw_trade_off(axes: Any, plan: Plan) -> None:
     axes.set_xlabel("evaluations")
     axes.set_ylabel(f"predicted {plan.objective} of weighted errors")
     axes.legend(frameon=False)
-
-
-def _figure() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NeedsError(
-            "drawing a plan needs matplotlib, which is not installed; install the extra `plots`"
-        ) from error
-    return Figure(figsize=(13.5, 3.9), layout="constrained")

@@ -4,135 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from numbers import Integral
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import attrs
 import numpy as np
 from attrs import field, frozen
-from numpy.typing import NDArray
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._settings import plain, refuse
-
-Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
-
-LARGEST_TABLE = 20_000_000
-"""Most entries that a table of errors may have, 160 MB; larger problems need a smaller ``max_reuse``.
-
-Without a limit on reuses, 4400 steps of order 0, 270 of order 1 and 66 of order 2 stay below.
-"""
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import is_integer, plain, refuse
+from cachepolicies.planning.error_table import Floats, existing, longest_of, table_shape
 
 
-def longest_of(num_steps: int, max_reuse: int | None) -> int:
-    """Return n, the most reuses in a row that can happen: ``max_reuse``, at most N - 1."""
-    return num_steps - 1 if max_reuse is None else min(max_reuse, num_steps - 1)
+def _weight_array(values: Any) -> Floats:
+    return _read_only(_array("weights", values))
 
 
-def table_shape(num_steps: int, order: int, max_reuse: int | None) -> tuple[int, ...]:
-    """Return the shape of the table of errors of a problem, see `PlanningProblem`.
-
-    Raises:
-        SettingsError: it would have more than `LARGEST_TABLE` entries; says to give ``max_reuse``.
-    """
-    longest = longest_of(num_steps, max_reuse)
-    shape = (num_steps, longest, *(longest + 2,) * order)
-    size = num_steps * longest * (longest + 2) ** order
-    if size > LARGEST_TABLE:
-        limit = longest
-        while num_steps * limit * (limit + 2) ** order > LARGEST_TABLE:
-            limit -= 1
-        given = "no max_reuse" if max_reuse is None else f"max_reuse {max_reuse}"
-        raise SettingsError(
-            f"planning {num_steps} steps for a substitute of order {order} with {given} takes a table of {size} "
-            f"errors, more than the limit of {LARGEST_TABLE}; give max_reuse={limit} or less"
-        )
-    return shape
-
-
-def existing(shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Return which entries of a table of errors belong to a history that a run can have; see `PlanningProblem`."""
-    grid = np.ogrid[tuple(slice(0, size) for size in shape)]
-    r, reuse, gaps = grid[0], grid[1] + 1, grid[2:]
-    found = np.broadcast_to(r + reuse < shape[0], shape).copy()
-    oldest = r
-    for number, gap in enumerate(gaps):
-        if number:
-            found &= (gaps[number - 1] > 0) | (gap == 0)
-        oldest = oldest - gap
-    if gaps:
-        # fewer refreshes than the substitute remembers: the oldest of them is the first of the run, step 0
-        found &= (oldest == 0) | ((oldest > 0) & (gaps[-1] > 0))
-    return cast("NDArray[np.bool_]", found)
-
-
-def table_from_dense(errors: Sequence[Any], max_reuse: int | None = None) -> Floats:
-    """Bring errors indexed by the steps of the refreshes themselves into the layout of `PlanningProblem`.
-
-    Args:
-        errors: for the substitute of order p, p + 1 arrays. Array j is ``(N,) * (j + 2)``, indexed by the last j + 1
-            refreshes, oldest first, and the reused step: ``errors[0][r, k]``, ``errors[1][q, r, k]``. The arrays before
-            the last one are read where no more refreshes than that have been made.
-        max_reuse: as for the problem.
-
-    Returns:
-        The table, float64, inf where a history cannot be.
-
-    Raises:
-        SettingsError: an array has another shape, or the table is too large.
-    """
-    if len(errors) == 0:
-        raise SettingsError("errors is empty; give one array for every order up to the substitute's")
-    arrays = [np.asarray(array, dtype=np.float64) for array in errors]
-    num_steps, order = arrays[0].shape[0] if arrays[0].ndim else 0, len(arrays) - 1
-    for number, array in enumerate(arrays):
-        if array.shape != (num_steps,) * (number + 2) or not num_steps:
-            raise SettingsError(
-                f"errors[{number}] has shape {array.shape}, expected {(num_steps or 'N',) * (number + 2)}"
-            )
-    shape = table_shape(num_steps, order, max_reuse)
-    table = np.full(shape, np.inf)
-    entries = np.nonzero(existing(shape))
-    depths = sum((gap > 0).astype(np.int64) for gap in entries[2:]) if order else np.zeros(len(entries[0]), np.int64)
-    for depth in range(order + 1):
-        chosen = tuple(index[depths == depth] for index in entries)
-        steps = refreshes_of(chosen, depth)
-        entry: tuple[Integers, ...] = (*reversed(steps), chosen[0] + chosen[1] + 1)
-        table[chosen] = arrays[depth][entry]
-    return table
-
-
-def refreshes_of(entries: Sequence[Integers], depth: int) -> tuple[Integers, ...]:
-    """Return the refreshes, newest first, of entries (index arrays) of a table that have ``depth`` older ones."""
-    steps = [entries[0]]
-    for number in range(depth):
-        steps.append(steps[-1] - entries[2 + number])
-    return tuple(steps)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _weights(values: Any) -> Floats:
-    return _array("weights", values)
-
-
-def _errors(values: Any) -> Floats:
-    return _array("errors", values)
+def _error_table(values: Any) -> Floats:
+    array = _array("errors", values)
+    if array.ndim >= 2:
+        array[~existing(array.shape)] = np.inf  # whatever stood there, a path through it cannot be
+    return _read_only(array)
 
 
 def _array(what: str, values: Any) -> Floats:
     try:
-        array = np.array(values, dtype=np.float64)  # a copy: a problem cannot be changed from outside
+        return np.array(values, dtype=np.float64)  # a copy: a problem cannot be changed from outside
     except (TypeError, ValueError) as error:
         raise SettingsError(f"{what} is not a rectangular array of numbers ({error})") from error
+
+
+def _read_only(array: Floats) -> Floats:
     array.flags.writeable = False
     return array
 
 
-def _always(values: Iterable[int]) -> tuple[int, ...]:
+def _step_tuple(values: Iterable[int]) -> tuple[int, ...]:
     try:
         return tuple(plain(value) for value in values)
     except TypeError as error:
@@ -148,7 +54,7 @@ class PlanningProblem:
     one before, ``r - g_1 - g_2`` the one before that. A gap of 0 (and only zeros after it) says that there is no such
     refresh: r, or the last one that is there, is step 0, and the substitute falls back to a lower order. Gaps are at
     most n + 1 and l at most n for n reuses in a row. Entries that no run can reach are not looked at; they become inf.
-    `table_from_dense` makes the table from errors indexed by the steps themselves.
+    `cachepolicies.planning.table_from_dense` makes the table from errors indexed by the steps themselves.
 
     Attributes:
         weights: ``(N,)`` float64, finite, >= 0: what an error at a step weighs in the objective.
@@ -160,14 +66,14 @@ class PlanningProblem:
         SettingsError: a value is not finite or negative, a shape does not fit, or a step is out of range.
     """
 
-    weights: Floats = field(converter=_weights, repr=False)
-    errors: Floats = field(converter=_errors, repr=False)
+    weights: Floats = field(converter=_weight_array, repr=False)
+    errors: Floats = field(converter=_error_table, repr=False)
     max_reuse: int | None = field(default=None, converter=plain)
-    always: tuple[int, ...] = field(default=(), converter=_always)
+    always: tuple[int, ...] = field(default=(), converter=_step_tuple)
 
     @max_reuse.validator
     def _check_max_reuse(self, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and (not _is_integer(value) or value < 0):
+        if value is not None and (not is_integer(value) or value < 0):
             refuse(self, attribute, value, "an integer >= 0, or None")
 
     def __attrs_post_init__(self) -> None:
@@ -199,13 +105,8 @@ class PlanningProblem:
                 f"the weights, up to {self.weights.max():g}, times the errors, up to {self.errors[there].max():g}, "
                 "exceed the range of floating-point numbers; scale one of them down"
             )
-        if not there.all():
-            # whatever stood there, a path through it cannot be
-            errors = np.where(there, self.errors, np.inf)
-            errors.flags.writeable = False
-            object.__setattr__(self, "errors", errors)
         for step in self.always:
-            if not _is_integer(step) or not -steps <= step < steps:
+            if not is_integer(step) or not -steps <= step < steps:
                 raise SettingsError(
                     f"always has {step!r}, expected steps from 0 to {steps - 1}, or from -1 back to {-steps}"
                 )
@@ -246,7 +147,7 @@ class PlanningProblem:
             SettingsError: it is out of range, or clashes with ``max_reuse`` or ``always``; names the two.
         """
         steps, budget = self.num_steps, plain(budget)
-        if not _is_integer(budget):
+        if not is_integer(budget):
             raise SettingsError(f"budget is {budget!r} ({type(budget).__name__}), expected a number of evaluations")
         if not 1 <= budget <= steps:
             raise SettingsError(f"budget is {budget}, expected from 1 to the number of steps, {steps}")
@@ -313,8 +214,3 @@ class Solution:
     budget: int
     predicted: float
     refreshes: tuple[int, ...]
-
-
-def weighted(problem: PlanningProblem, refreshes: Sequence[int]) -> Floats:
-    """Return the weighted error of every step, ``(N,)`` float64; see `PlanningProblem.errors_of`."""
-    return problem.weights * problem.errors_of(refreshes)

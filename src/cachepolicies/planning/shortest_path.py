@@ -14,9 +14,10 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from cachepolicies._errors import SettingsError
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.planning.error_table import Floats
 from cachepolicies.planning.objectives import Largest, Objective, as_objective
-from cachepolicies.planning.problem import Floats, PlanningProblem, Solution
+from cachepolicies.planning.problem import PlanningProblem, Solution
 
 
 def trade_off(problem: PlanningProblem, objective: str | Objective = "sum") -> tuple[Solution, ...]:
@@ -27,7 +28,7 @@ def trade_off(problem: PlanningProblem, objective: str | Objective = "sum") -> t
 
     Args:
         problem: the problem.
-        objective: a name, or an object that follows `Objective`.
+        objective: a name, or an object that derives from `Objective`.
 
     Returns:
         One solution a budget, increasing.
@@ -39,19 +40,22 @@ def trade_off(problem: PlanningProblem, objective: str | Objective = "sum") -> t
     first = problem.fewest
     budgets = range(first, problem.num_steps + 1)
     if not made.bottleneck:
-        return _running(_Programme.run(problem, made, problem.num_steps), made, budgets)
-    limits = [s.predicted for s in _running(_Programme.run(problem, Largest(), problem.num_steps), Largest(), budgets)]
+        return _best_up_to(_DynamicProgramme.run(problem, made, problem.num_steps), made, budgets)
+    limits = [
+        s.predicted
+        for s in _best_up_to(_DynamicProgramme.run(problem, Largest(), problem.num_steps), Largest(), budgets)
+    ]
     peaks = _smallest_peaks(problem)
     found: list[Solution] = []
     while len(found) < len(limits):
         limit = limits[len(found)]
         same = range(first + len(found), first + len(limits) - limits[::-1].index(limit))
-        solved = _running(_Programme.run(problem, made, same[-1], limit, peaks), made, same)
+        solved = _best_up_to(_DynamicProgramme.run(problem, made, same[-1], limit, peaks), made, same)
         found += [Solution(s.budget, limit, s.refreshes) for s in solved]
     return tuple(found)
 
 
-def _running(programme: _Programme, objective: Objective, budgets: range) -> tuple[Solution, ...]:
+def _best_up_to(programme: _DynamicProgramme, objective: Objective, budgets: range) -> tuple[Solution, ...]:
     """Return the best of all numbers of refreshes up to each budget."""
     best: int | None = None
     solved: Solution | None = None
@@ -70,7 +74,7 @@ def _running(programme: _Programme, objective: Objective, budgets: range) -> tup
 
 
 @frozen(eq=False)
-class _Programme:
+class _DynamicProgramme:
     """The values of the best paths.
 
     Attributes:
@@ -90,10 +94,10 @@ class _Programme:
         most: int,
         limit: float | None = None,
         peaks: Floats | None = None,
-    ) -> _Programme:
+    ) -> _DynamicProgramme:
         """Find the best paths with up to ``most`` edges, none of which has a weighted error above ``limit``."""
         steps, order = problem.num_steps, problem.order
-        bounds = _Bounds.of(problem, limit, peaks)
+        bounds = _EdgeCounts.of(problem, limit, peaks)
         farthest = max(bounds.reach)
         start = np.asarray(objective.start(most), dtype=np.float64)
         if start.ndim != 1 or not len(start):
@@ -189,7 +193,7 @@ def _weighted(problem: PlanningProblem, r: int, reuses: int, near: tuple[slice, 
 
 
 @frozen
-class _Bounds:
+class _EdgeCounts:
     """How many edges a path has at least, on both sides of a refresh.
 
     Attributes:
@@ -203,7 +207,7 @@ class _Bounds:
     left: list[int]
 
     @classmethod
-    def of(cls, problem: PlanningProblem, limit: float | None, peaks: Floats | None) -> _Bounds:
+    def of(cls, problem: PlanningProblem, limit: float | None, peaks: Floats | None) -> _EdgeCounts:
         """Find them, for edges without a weighted error above ``limit`` whatever the refreshes before."""
         steps = problem.num_steps
         ends = (*problem.fixed[1:], steps)

@@ -9,14 +9,14 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
-from cachepolicies._errors import InputError
-from cachepolicies.scores.base import Score
+from cachepolicies.base.errors import InputError
+from cachepolicies.contracts.score import Score
 
 Floats = NDArray[np.float64]
 
 
 @frozen
-class Simulated:
+class SimulatedRun:
     """One simulated run.
 
     Attributes:
@@ -59,8 +59,8 @@ def simulate(
     Raises:
         InputError: the lengths do not agree, or there is no step.
     """
-    _check(tolerance, timesteps, displacement, 2)
-    return run(score, tolerance, timesteps, displacement.tolist(), max_reuse).refreshes
+    _check_lengths(tolerance, timesteps, displacement, 2)
+    return simulate_run(score, tolerance, timesteps, displacement.tolist(), max_reuse).refreshes
 
 
 def simulate_samples(
@@ -82,9 +82,9 @@ def simulate_samples(
     Raises:
         InputError: the lengths do not agree, or there is no step.
     """
-    _check(tolerance, timesteps, displacement, 3)
+    _check_lengths(tolerance, timesteps, displacement, 3)
     tables = np.moveaxis(displacement, 2, 0).tolist()
-    return tuple(run(score, tolerance, timesteps, table, max_reuse).refreshes for table in tables)
+    return tuple(simulate_run(score, tolerance, timesteps, table, max_reuse).refreshes for table in tables)
 
 
 def mean_evaluations(
@@ -99,13 +99,13 @@ def mean_evaluations(
     return sum(map(len, runs)) / len(runs)
 
 
-def run(
+def simulate_run(
     score: Score,
     tolerance: Sequence[float],
     timesteps: Sequence[float],
     displacement: Sequence[Sequence[float]],
     max_reuse: int | None,
-) -> Simulated:
+) -> SimulatedRun:
     """Return refreshes and scores of one run; `simulate` without checks, on nested lists."""
     remembered = score.order + 1
     limit = len(timesteps) if max_reuse is None else max_reuse
@@ -118,10 +118,10 @@ def run(
         if not (step - newest <= limit and value <= tolerance[step]):  # also where the score is not a number
             refreshes.append(step)
             history = (t, *history)[:remembered]
-    return Simulated(tuple(refreshes), tuple(scores))
+    return SimulatedRun(tuple(refreshes), tuple(scores))
 
 
-def _check(
+def _check_lengths(
     tolerance: Sequence[float], timesteps: Sequence[float], displacement: NDArray[np.floating[Any]], dimensions: int
 ) -> None:
     count = len(timesteps)

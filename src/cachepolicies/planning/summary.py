@@ -10,21 +10,21 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cachepolicies.planning._plan import Plan, PlanPoint
+from cachepolicies.planning.plan_fields import PlanFields, PlanPoint
 
 _ROWS = 9
 
 
-def summarise_plan(plan: Plan, *, curve: bool = False) -> Group:
+def summarise_plan(plan: PlanFields, *, curve: bool = False) -> Group:
     """Return what a plan is for, what it refreshes, and its trade-off curve, as a rich renderable.
 
     Args:
         plan: the plan.
         curve: every budget of the trade-off curve instead of a few around the plan's own.
     """
-    parts = [_header(plan), _trade_off(plan, plan.curve if curve else _some(plan))]
+    parts = [_facts_table(plan), _trade_off_table(plan, plan.curve if curve else _chosen_points(plan))]
     if plan.tolerance is not None:
-        parts.append(_tolerance(plan))
+        parts.append(_tolerance_table(plan))
     return Group(*parts)
 
 
@@ -41,7 +41,7 @@ def steps_text(steps: Sequence[int]) -> str:
     return " ".join(words)
 
 
-def _header(plan: Plan) -> Table:
+def _facts_table(plan: PlanFields) -> Table:
     table = Table(title=f"plan for {plan.source.model_class}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -55,7 +55,6 @@ def _header(plan: Plan) -> Table:
         "steps": f"{plan.num_steps}, t from {plan.timesteps[0]:g} to {plan.timesteps[-1]:g}",
         "substitute": plan.substitute,
         "objective": f"{plan.objective} of weighted errors, {plan.errors} errors, {plan.weights_kind} weights",
-        "method": plan.method,
         "max_reuse": f"{'no limit' if plan.max_reuse is None else plan.max_reuse}; {longest} at most in this plan",
         "always": steps_text(plan.always) or "none",
         "budget": f"{plan.budget} evaluations of {plan.num_steps}"
@@ -63,7 +62,7 @@ def _header(plan: Plan) -> Table:
         "target": "none" if plan.target is None else f"{plan.target:g}",
         "predicted error": f"{plan.predicted:.4g} (sum {plan.total:.4g}, largest {plan.largest:.4g})",
         "refreshes": steps_text(plan.refreshes),
-        "tolerance": f"none: {plan.no_tolerance}" if plan.tolerance is None else _margin(plan),
+        "tolerance": f"none: {plan.no_tolerance}" if plan.tolerance is None else _margin_text(plan),
         "versions": ", ".join(f"{name} {version}" for name, version in plan.versions.items()) or "none",
         "created": plan.created or "unknown",
     }
@@ -74,13 +73,13 @@ def _header(plan: Plan) -> Table:
     return table
 
 
-def _margin(plan: Plan) -> str:
+def _margin_text(plan: PlanFields) -> str:
     if plan.tolerance is None or plan.tolerance.margin is None:
         return "a curve of t, without a margin"
     return f"a curve of t; scores along the plan keep off it by a factor of {math.exp(plan.tolerance.margin):.3g}"
 
 
-def _some(plan: Plan) -> tuple[PlanPoint, ...]:
+def _chosen_points(plan: PlanFields) -> tuple[PlanPoint, ...]:
     """Return the points at both ends, at the plan's own budget, and a few between."""
     own = next(index for index, point in enumerate(plan.curve) if point.budget == plan.budget)
     last = len(plan.curve) - 1
@@ -88,7 +87,7 @@ def _some(plan: Plan) -> tuple[PlanPoint, ...]:
     return tuple(plan.curve[index] for index in sorted(chosen))
 
 
-def _trade_off(plan: Plan, points: Sequence[PlanPoint]) -> Table:
+def _trade_off_table(plan: PlanFields, points: Sequence[PlanPoint]) -> Table:
     table = Table(title="the best for every budget" if len(points) > 1 else "the best", title_justify="left")
     table.add_column("budget", justify="right")
     table.add_column("predicted error", justify="right")
@@ -99,7 +98,7 @@ def _trade_off(plan: Plan, points: Sequence[PlanPoint]) -> Table:
     return table
 
 
-def _tolerance(plan: Plan) -> Table:
+def _tolerance_table(plan: PlanFields) -> Table:
     table = Table(title="tolerance", title_justify="left")
     for column in ("t", "epsilon"):
         table.add_column(column, justify="right")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachepolicies._errors import NeedsError, ProfileError, SettingsError, nearest_match_hint
-from cachepolicies._settings import shown
-from cachepolicies.calibration.impulse import impulse_response
+from cachepolicies.base.errors import NeedsError, ProfileError, SettingsError, nearest_match_hint
+from cachepolicies.base.settings import shown
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.profiles.schema import RECALIBRATE, Curve, Profile
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.schedulers.resolve import scheduler_of
 
 WeightKind: TypeAlias = Literal["measured", "bound", "uniform"]
 """Where the weights of a plan are from."""
+
+CURVES_OF: Mapping[WeightKind, tuple[str, ...]] = {"measured": ("weight",), "bound": ("alpha_x",), "uniform": ()}
+"""The curves of a profile that each kind of weights is made from."""
 
 _SAME_T = 1e-5
 """Two t closer than this fraction of the largest |t| are the same timestep."""
@@ -36,7 +39,7 @@ def step_weights(
       its step, so what is interpolated, between the steps that were measured and for other timesteps, is
       ``weight / |t_k - t_{k+1}|``: geometrically, along the calibrated timesteps as if they were evenly spaced, and
       constant beyond their ends. The last step ends at the profile's ``final_t``; without one, at 0, or at -1 where t
-      counts the noising steps of a variance-preserving schedule from 0.
+      counts the noising steps of a variance-preserving noise schedule from 0.
     - ``"bound"``: `cachepolicies.calibration.ImpulseResponse.bound` with the profile's mean alpha_x; for a one-step
       sampler ``|B_k| prod_{j > k} (|A_j| + |B_j| alpha_x(t_j))``. Never below the true one, and often far above.
     - ``"uniform"``: 1 everywhere.
@@ -57,8 +60,8 @@ def step_weights(
         SettingsError: an unknown kind, timesteps that do not decrease or are not the scheduler's, or a scheduler that
             is not linear in the outputs or cannot be rebuilt.
     """
-    if kind not in get_args(WeightKind):
-        raise SettingsError(f"weights {shown(kind)} are unknown: {nearest_match_hint(str(kind), get_args(WeightKind))}")
+    if kind not in CURVES_OF:
+        raise SettingsError(f"weights {shown(kind)} are unknown: {nearest_match_hint(str(kind), CURVES_OF)}")
     visited = profile.timesteps if timesteps is None else tuple(float(t) for t in timesteps)
     if not visited:
         where = f"profile {profile.name!r} has none, so give timesteps=" if timesteps is None else "none are given"
@@ -80,7 +83,7 @@ def step_weights(
     return weights
 
 
-def _curve(profile: Profile, name: str, kind: str, remedy: str) -> Curve:
+def _needed_curve(profile: Profile, name: str, kind: str, remedy: str) -> Curve:
     if name not in profile.curves:
         raise NeedsError(
             f"{kind} weights need the curve {name!r}, which profile {profile.name!r} does not have (it has: "
@@ -90,7 +93,7 @@ def _curve(profile: Profile, name: str, kind: str, remedy: str) -> Curve:
 
 
 def _measured(profile: Profile, visited: Sequence[float]) -> NDArray[np.float64]:
-    curve = _curve(
+    curve = _needed_curve(
         profile, "weight", "measured", "calibrate again with weights, or plan with weights='bound' or 'uniform'"
     )
     calibrated = {t: k for k, t in enumerate(profile.timesteps)}
@@ -137,7 +140,7 @@ def _lengths(profile: Profile, timesteps: Sequence[float]) -> NDArray[np.float64
 
 
 def _bound(profile: Profile, visited: Sequence[float], scheduler: Scheduler | None) -> NDArray[np.float64]:
-    alpha_x = _curve(profile, "alpha_x", "bound", RECALIBRATE)
+    alpha_x = _needed_curve(profile, "alpha_x", "bound", RECALIBRATE)
     if scheduler is None:
         scheduler = None if profile.scheduler is None else scheduler_of(profile.scheduler)
     if scheduler is None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from cachepolicies._errors import ProfileError, SettingsError, nearest_match_hint
-from cachepolicies._settings import non_negative_int, plain, refuse
+from cachepolicies.base.errors import ProfileError, SettingsError, nearest_match_hint
+from cachepolicies.base.settings import non_negative_int, plain, refuse
 
 if TYPE_CHECKING:
     from cachepolicies.profiles.schema import Profile

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from attrs import field, frozen
 
-from cachepolicies._errors import NeedsError, SettingsError
+from cachepolicies.base.curves import PiecewiseLinear
+from cachepolicies.base.errors import NeedsError, SettingsError
 
 if TYPE_CHECKING:
     from cachepolicies.profiles.schema import Profile
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 ALL_STREAMS = ""
 """Name of the curve that serves every stream."""
 
-Place: TypeAlias = tuple[float, int]
+Position: TypeAlias = tuple[float, int]
 """Where a run is: t, and the step's index in the declared run (-1 where the run was not declared)."""
 
 
@@ -28,11 +30,11 @@ class RatioCurve(Protocol):
         """Entry k is the ratio of step k to step k - 1 of the calibrated run."""
         ...
 
-    def between(self, before: Place, now: Place, num_steps: int) -> float:
+    def between(self, before: Position, now: Position, num_steps: int) -> float:
         """Return the size at ``now`` over the size at ``before``; a step passed over counts, no step is 1."""
         ...
 
-    def position(self, now: Place, num_steps: int) -> int:
+    def position(self, now: Position, num_steps: int) -> int:
         """Return the entry of the table that is nearest to ``now``."""
         ...
 
@@ -47,11 +49,11 @@ class ByIndex:
 
     ratios: tuple[float, ...]
 
-    def between(self, before: Place, now: Place, num_steps: int) -> float:
+    def between(self, before: Position, now: Position, num_steps: int) -> float:
         """Multiply the ratios of the steps from ``before``, excluded, to ``now``, included."""
         return math.prod(self._ratio(index, num_steps) for index in range(before[1] + 1, now[1] + 1))
 
-    def position(self, now: Place, num_steps: int) -> int:
+    def position(self, now: Position, num_steps: int) -> int:
         """Scale the index to the table; halves go to the even neighbour."""
         return round(now[1] * (len(self.ratios) - 1) / (num_steps - 1)) if num_steps > 1 else 0
 
@@ -73,30 +75,20 @@ class ByLevel:
 
     ratios: tuple[float, ...]
     timesteps: tuple[float, ...]
-    _logs: tuple[float, ...] = field(init=False, repr=False, eq=False)
+    _logs: PiecewiseLinear = field(init=False, repr=False, eq=False)
 
     @_logs.default
-    def _cumulative(self) -> tuple[float, ...]:
-        logs = [0.0]
-        for ratio in self.ratios[1:]:
-            logs.append(logs[-1] + math.log(ratio))
-        return tuple(logs)
+    def _cumulative(self) -> PiecewiseLinear:
+        logs = tuple(accumulate(map(math.log, self.ratios[1:]), initial=0.0))
+        return PiecewiseLinear(tuple(-t for t in self.timesteps), logs)
 
-    def between(self, before: Place, now: Place, num_steps: int) -> float:
+    def between(self, before: Position, now: Position, num_steps: int) -> float:
         """Return ``M(t_now) / M(t_before)``."""
-        return math.exp(self._log(now[0]) - self._log(before[0]))
+        return math.exp(self._logs.at(-now[0]) - self._logs.at(-before[0]))
 
-    def position(self, now: Place, num_steps: int) -> int:
+    def position(self, now: Position, num_steps: int) -> int:
         """Return the calibrated step whose t is nearest."""
         return min(range(len(self.timesteps)), key=lambda k: abs(self.timesteps[k] - now[0]))
-
-    def _log(self, t: float) -> float:
-        k = sum(level > t for level in self.timesteps)  # of a falling sequence: where t would be inserted
-        if k == 0 or k == len(self.timesteps):
-            return self._logs[min(k, len(self._logs) - 1)]
-        high, low = self.timesteps[k - 1], self.timesteps[k]
-        share = (high - t) / (high - low)
-        return self._logs[k - 1] * (1.0 - share) + self._logs[k] * share
 
 
 def curves_of(

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from attrs.validators import optional
 from torch import Tensor
 
-from cachepolicies._errors import NeedsError
-from cachepolicies._policy import Decision, Needs
-from cachepolicies._reasons import NOTHING_TO_REUSE
-from cachepolicies._settings import fraction, non_negative, non_negative_int, one_of
-from cachepolicies._step import RunInfo, Step
+from cachepolicies.base.settings import fraction, non_negative, non_negative_int, one_of
+from cachepolicies.contracts.policy import CachePolicy, Decision, Needs, PolicySettings
+from cachepolicies.contracts.reasons import EngineReason, Reason
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies._comparison import COMPARISONS, Comparison, within
 from cachepolicies.policies._filling import as_numbers, as_streams, default_settings, fill, positions, streams
-from cachepolicies.policies._ratios import Place, RatioCurve, check_positions, check_streams, curve_for, curves_of
+from cachepolicies.policies._ratios import Position, RatioCurve, check_positions, check_streams, curve_for, curves_of
+from cachepolicies.policies.limits import Limits, Rounding, within_limits
 
-if TYPE_CHECKING:
-    from cachepolicies.profiles.schema import Profile
 
-WITHIN = "accumulated drift within threshold"
-ABOVE = "accumulated drift above threshold"
-STREAK = "max_reuse reached"
-ZERO = "threshold or max_reuse is zero"
-START = "first part of the run"
-NEVER = "position that is always evaluated"
+class MagCacheReason(Reason):
+    """Why a sample is evaluated or reused."""
+
+    WITHIN = "accumulated drift within threshold"
+    ABOVE = "accumulated drift above threshold"
+    ZERO = "threshold is zero"
+    NEVER = "position that is always evaluated"
+
 
 _DEFAULTS: Mapping[str, Any] = {  # those of diffusers' MagCacheConfig
     "threshold": 0.06,
@@ -39,34 +40,23 @@ _DEFAULTS: Mapping[str, Any] = {  # those of diffusers' MagCacheConfig
 }
 
 
-_WHOLE: Mapping[str, Callable[[float], int]] = {
-    "floor": math.floor,
-    "half-up": lambda steps: math.floor(steps + 0.5),
-    "ceil": math.ceil,
-}
-
-
 @frozen(eq=False)
 class MagCacheState:
-    """What has been accumulated since each decision's last evaluation; but for the first two, one entry a decision.
+    """What has been accumulated since each decision's last evaluation; but for the first, one entry a decision.
 
     Attributes:
-        curves: the ratios of every stream.
-        place: t and index of the last step, ``None`` before the first.
+        last: t and index of the last step, ``None`` before the first.
         ratio: size of the residual over that of the remembered one.
         error: sum of its deviations from 1 over the reused steps.
-        reused: consecutive reuses.
     """
 
-    curves: Mapping[str, RatioCurve]
-    place: Place | None
+    last: Position | None
     ratio: tuple[float, ...]
     error: tuple[float, ...]
-    reused: tuple[int, ...]
 
 
 @frozen
-class MagCache:
+class MagCache(PolicySettings):
     """Reuse while the accumulated deviation of the residual's size from the remembered one is within a threshold.
 
     The ratios of the residual's size to that at the step before are calibrated once. Since the last evaluation they
@@ -106,9 +96,54 @@ class MagCache:
     never: tuple[int, ...] | None = field(default=None, converter=as_numbers, validator=optional(positions))
     lookup: Literal["level", "index"] | None = field(default=None, validator=optional(one_of("level", "index")))
     comparison: Comparison | None = field(default=None, validator=optional(one_of(*COMPARISONS)))
-    retention_rounding: Literal["floor", "half-up", "ceil"] | None = field(
-        default=None, validator=optional(one_of(*_WHOLE))
-    )
+    retention_rounding: Rounding | None = field(default=None, validator=optional(one_of("floor", "half-up", "ceil")))
+
+    def resolve(self, setup: Setup) -> CachePolicy:
+        """Return the rule with the settings that were left open taken from the profile, within the limits.
+
+        Raises:
+            NeedsError: there are no ratios, or no timesteps to read them by level.
+            ProfileError: the profile's settings for this policy are not valid.
+            SettingsError: the ratios do not fit the profile's timesteps, or ``never`` points outside of them.
+        """
+        profile = setup.profile
+        settings = default_settings(profile, self.name)
+        if self.ratios is not None:
+            settings.pop("never", None)  # counts the entries of the profile's own table
+            settings.pop("lookup", None)
+        by_level = self.ratios is None and profile is not None and bool(profile.timesteps)
+        filled: Any = fill(self, profile, settings, {**_DEFAULTS, "lookup": "level" if by_level else "index"})
+        curves = curves_of(filled.ratios, filled.lookup, profile)
+        check_positions(filled.never, curves)
+        given = filled.ratios if isinstance(filled.ratios, tuple) else None
+        rule = AccumulatedDrift(filled.threshold, curves, filled.never, filled.lookup, filled.comparison, given)
+        limits = Limits(
+            max_reuse=filled.max_reuse, retention=filled.retention_ratio, rounding=filled.retention_rounding
+        )
+        return within_limits(rule, limits)
+
+
+@frozen
+class AccumulatedDrift(CachePolicy):
+    """The rule of `MagCache`, resolved. The retention window and the longest streak are limits around it.
+
+    Attributes:
+        threshold: of the accumulated deviation.
+        curves: the ratios of every stream.
+        never: entries of the table whose steps are always evaluated.
+        lookup: how the ratios are read.
+        comparison: of the sum with the threshold.
+        single: the ratios, where they were given as one sequence.
+    """
+
+    name: ClassVar[str] = "magcache"
+
+    threshold: float
+    curves: Mapping[str, RatioCurve] = field(repr=lambda curves: str(sorted(curves)), hash=False)
+    never: tuple[int, ...]
+    lookup: Literal["level", "index"]
+    comparison: Comparison
+    single: tuple[float, ...] | None = field(default=None, repr=False)
 
     @property
     def needs(self) -> Needs:
@@ -117,96 +152,60 @@ class MagCache:
 
     @property
     def reuses(self) -> bool:
-        """Unless the threshold or the number of reuses is zero."""
-        return self.threshold != 0 and self.max_reuse != 0
-
-    def bind(self, profile: Profile | None) -> MagCache:
-        """Return the policy with the settings that were left open taken from the profile.
-
-        Raises:
-            NeedsError: there are no ratios, or no timesteps to read them by level.
-            ProfileError: the profile's settings for this policy are not valid.
-            SettingsError: the ratios do not fit the profile's timesteps, or ``never`` points outside of them.
-        """
-        settings = default_settings(profile, self.name)
-        if self.ratios is not None:
-            settings.pop("never", None)  # counts the entries of the profile's own table
-            settings.pop("lookup", None)
-        by_level = self.ratios is None and profile is not None and bool(profile.timesteps)
-        bound = fill(self, profile, settings, {**_DEFAULTS, "lookup": "level" if by_level else "index"})
-        check_positions(bound.never or (), curves_of(bound.ratios, bound.lookup or "index", profile))
-        return bound
+        """Unless the threshold is zero."""
+        return self.threshold != 0
 
     def start(self, run: RunInfo) -> MagCacheState:
         """Return a state with nothing accumulated.
 
         Raises:
-            NeedsError: the policy was not bound.
             SettingsError: the ratios are those of two streams in turn.
         """
-        if self.lookup is None or None in (self.threshold, self.max_reuse, self.retention_ratio):
-            raise NeedsError("magcache was not bound: its open settings are taken from a profile by bind")
-        check_streams(self.ratios, run.num_steps)
-        count = run.decisions
-        curves = curves_of(self.ratios, self.lookup, run.profile)
-        return MagCacheState(curves, None, (1.0,) * count, (0.0,) * count, (0,) * count)
+        check_streams(self.single, run.num_steps)
+        return MagCacheState(None, (1.0,) * run.decisions, (0.0,) * run.decisions)
 
     def decide(self, step: Step, state: MagCacheState) -> Decision:
         """Accumulate the step's deviation and compare; reads no tensor."""
         count = step.run.decisions
         if not self.reuses:
-            return Decision.same(False, ZERO, count)
-        certain = NOTHING_TO_REUSE if state.place is None else self._protected(step, state)
-        if certain:
-            return Decision.same(False, certain, count)
+            return Decision.same(False, MagCacheReason.ZERO, count)
+        if state.last is None:
+            return Decision.same(False, EngineReason.NOTHING_TO_REUSE, count)
+        if self._never_reuses(step):
+            return Decision.same(False, MagCacheReason.NEVER, count)
         _, score = self._accumulate(step, state)
-        reasons = tuple(self._reason(s, reused) for s, reused in zip(score, state.reused, strict=True))
-        return Decision(
-            tuple(reason == WITHIN for reason in reasons),
-            reasons,
-            score,
-            (self.threshold or 0.0,) * count,
-            score_is_change=False,
-        )
+        reuse = tuple(within(s, self.threshold, self.comparison) for s in score)
+        reasons = tuple(MagCacheReason.WITHIN if yes else MagCacheReason.ABOVE for yes in reuse)
+        return Decision(reuse, reasons, score, (self.threshold,) * count, score_is_change=False)
 
     def observe(self, step: Step, decision: Decision, output: Tensor, state: MagCacheState) -> MagCacheState:
         """Keep what the reused samples accumulated, start again for the others."""
         ratio, error = self._accumulate(step, state)
         keep = decision.reuse
-        return evolve(
-            state,
-            place=_place(step),
-            ratio=tuple(r if k else 1.0 for r, k in zip(ratio, keep, strict=True)),
-            error=tuple(e if k else 0.0 for e, k in zip(error, keep, strict=True)),
-            reused=tuple(m + 1 if k else 0 for m, k in zip(state.reused, keep, strict=True)),
+        return MagCacheState(
+            _position(step),
+            tuple(r if k else 1.0 for r, k in zip(ratio, keep, strict=True)),
+            tuple(e if k else 0.0 for e, k in zip(error, keep, strict=True)),
         )
 
     def _accumulate(self, step: Step, state: MagCacheState) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        now, before = _place(step), state.place
+        now, before = _position(step), state.last
         if before is None or self._same_step(before, now):
             return state.ratio, state.error
-        passed = curve_for(step.branch, state.curves).between(before, now, step.run.num_steps or 0)
+        passed = curve_for(step.branch, self.curves).between(before, now, step.run.num_steps or 0)
         ratio = tuple(r * passed for r in state.ratio)
         return ratio, tuple(e + abs(1.0 - r) for e, r in zip(state.error, ratio, strict=True))
 
-    def _same_step(self, before: Place, now: Place) -> bool:
+    def _same_step(self, before: Position, now: Position) -> bool:
         # by level up to float32's rounding of t
         return before[1] == now[1] if self.lookup == "index" else math.isclose(before[0], now[0], rel_tol=1e-6)
 
-    def _protected(self, step: Step, state: MagCacheState) -> str | None:
-        share, steps = self.retention_ratio or 0.0, step.run.num_steps
-        whole = _WHOLE[self.retention_rounding or "half-up"]
-        if step.run.in_first(share, step.t) if steps is None else (step.index or 0) < whole(share * steps):
-            return START
-        if self.never and curve_for(step.branch, state.curves).position(_place(step), steps or 0) in self.never:
-            return NEVER
-        return None
-
-    def _reason(self, error: float, reused: int) -> str:
-        if not within(error, self.threshold or 0.0, self.comparison or "<="):
-            return ABOVE
-        return WITHIN if reused < (self.max_reuse or 0) else STREAK
+    def _never_reuses(self, step: Step) -> bool:
+        if not self.never:
+            return False
+        curve = curve_for(step.branch, self.curves)
+        return curve.position(_position(step), step.run.num_steps or 0) in self.never
 
 
-def _place(step: Step) -> Place:
+def _position(step: Step) -> Position:
     return step.t, -1 if step.index is None else step.index

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeAlias
 
 from attrs import Attribute, field, frozen
 from attrs.validators import optional
-from torch import Tensor
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._planned_for import check_planned_for
-from cachepolicies._policy import Decision, Needs
-from cachepolicies._settings import plain, positive_int, refuse
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo, Step
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import plain, positive_int, refuse
+from cachepolicies.contracts.policy import CachePolicy, Decision, Needs, PolicySettings
+from cachepolicies.contracts.reasons import Reason
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo, Step
+from cachepolicies.planning.fits import check_planned_for
 from cachepolicies.policies._filling import positions
 
 if TYPE_CHECKING:
-    from cachepolicies.planning._plan import Plan
-
-EVALUATION = "scheduled evaluation"
-REUSE = "scheduled reuse"
+    from cachepolicies.planning.plan_record import Plan
 
 _ROUNDING = 1e-5
 """Timesteps closer than this fraction of the largest are the same: samplers keep theirs in float32."""
@@ -52,8 +49,15 @@ def _show(value: object) -> str:
     return repr(value) if value is None or isinstance(value, (str, PathLike)) else "Plan(...)"
 
 
+class ScheduleReason(Reason):
+    """Why it evaluates or reuses."""
+
+    EVALUATION = "scheduled evaluation"
+    REUSE = "scheduled reuse"
+
+
 @frozen
-class Schedule:
+class Schedule(PolicySettings):
     """Evaluate a fixed set of steps, from a plan or given. Set exactly one of ``plan`` and ``refreshes``.
 
     A decision looks at the number of the step and at nothing else: no tensor, no host synchronisation, and the same on
@@ -67,6 +71,10 @@ class Schedule:
         refreshes: the steps to evaluate, rising, step 0 first.
         num_steps: number of steps that ``refreshes`` is for; a run of another length is refused. Without it any run
             is taken that has the last of these steps.
+
+    Raises:
+        SettingsError: not exactly one of plan and refreshes is given, or they do not go together.
+        PlanError: the file of the plan cannot be read.
     """
 
     name: ClassVar[str] = "schedule"
@@ -74,7 +82,6 @@ class Schedule:
     plan: _PlanOrPath | None = field(default=None, repr=_show)
     refreshes: tuple[int, ...] | None = field(default=None, converter=_as_steps, validator=optional(_steps))
     num_steps: int | None = field(default=None, converter=plain, validator=optional(positive_int))
-    _plan: Plan | None = field(init=False, default=None, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.plan is None) == (self.refreshes is None):
@@ -82,14 +89,21 @@ class Schedule:
                 "Schedule: set exactly one of plan and refreshes, got "
                 f"plan={_show(self.plan)}, refreshes={self.refreshes}"
             )
-        if self.plan is not None:
-            object.__setattr__(self, "_plan", self._loaded())
         if self.refreshes is not None and self.num_steps is not None and self.refreshes[-1] >= self.num_steps:
             raise SettingsError(f"Schedule: refreshes has step {self.refreshes[-1]}, but num_steps is {self.num_steps}")
+        self.read()
 
-    def _loaded(self) -> Plan:
-        from cachepolicies.planning._plan import Plan
+    def read(self) -> Plan | None:
+        """Return the plan, read from its file if it is given as a path; ``None`` with ``refreshes``.
+
+        Raises:
+            SettingsError: it is no plan, or ``num_steps`` is given beside it.
+            PlanError: the file cannot be read.
+        """
+        if self.plan is None:
+            return None
         from cachepolicies.planning.io import read_plan
+        from cachepolicies.planning.plan_record import Plan
 
         if self.num_steps is not None:
             raise SettingsError("Schedule: num_steps goes with refreshes; a plan knows the number of its steps")
@@ -101,10 +115,34 @@ class Schedule:
             )
         return self.plan
 
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The steps to evaluate, rising."""
-        return self.refreshes or () if self._plan is None else self._plan.refreshes
+    def resolve(self, setup: Setup) -> FollowsSteps:
+        """Return the policy that follows the steps.
+
+        Raises:
+            SettingsError: the plan was made for another substitute, or for another class of model than the profile's.
+        """
+        plan = self.read()
+        if plan is None:
+            return FollowsSteps(self.refreshes or (), num_steps=self.num_steps)
+        check_planned_for(plan, setup, "Schedule")
+        return FollowsSteps(plan.refreshes, plan.timesteps, len(plan.timesteps))
+
+
+@frozen
+class FollowsSteps(CachePolicy):
+    """Evaluates these steps and no others: `Schedule`, resolved.
+
+    Attributes:
+        steps: to evaluate, rising.
+        timesteps: t of every step of the plan, which the run has to have; ``None`` without a plan.
+        num_steps: of the run, ``None`` for any that has the last of the steps.
+    """
+
+    name: ClassVar[str] = "schedule"
+
+    steps: tuple[int, ...]
+    timesteps: tuple[float, ...] | None = field(default=None, repr=False)
+    num_steps: int | None = None
 
     @property
     def needs(self) -> Needs:
@@ -114,18 +152,7 @@ class Schedule:
     @property
     def reuses(self) -> bool:
         """Unless every step is evaluated; without a plan or ``num_steps`` that depends on the run."""
-        length = self.num_steps if self._plan is None else len(self._plan.timesteps)
-        return length is None or len(self.steps) < length
-
-    def suit(self, setup: Setup) -> Schedule:
-        """Check that a plan was made for the substitute, and for the class of model that the profile is about.
-
-        Raises:
-            SettingsError: it was not.
-        """
-        if self._plan is not None:
-            check_planned_for(self._plan, setup, "Schedule")
-        return self
+        return self.num_steps is None or len(self.steps) < self.num_steps
 
     def start(self, run: RunInfo) -> frozenset[int]:
         """Return the steps to evaluate.
@@ -133,19 +160,19 @@ class Schedule:
         Raises:
             SettingsError: the run has another number of steps, or other timesteps than the plan.
         """
-        plan, count = self._plan, run.num_steps
-        if plan is None:
+        count = run.num_steps
+        if self.timesteps is None:
             if self.num_steps is not None and count != self.num_steps:
                 raise SettingsError(f"Schedule: refreshes are for {self.num_steps} steps, but the run has {count}")
             if count is not None and self.steps[-1] >= count:
                 last = self.steps[-1]
                 raise SettingsError(f"Schedule: refreshes has step {last}, but the run has {count} steps only")
             return frozenset(self.steps)
-        if count != len(plan.timesteps):
-            _refuse_run(f"{len(plan.timesteps)} steps, and the run has {count}", "num_steps")
-        slack = _ROUNDING * max(abs(t) for t in plan.timesteps)
+        if count != len(self.timesteps):
+            _refuse_run(f"{len(self.timesteps)} steps, and the run has {count}", "num_steps")
+        slack = _ROUNDING * max(abs(t) for t in self.timesteps)
         visited = (run.first_t,) if run.timesteps is None else run.timesteps
-        for index, (planned, t) in enumerate(zip(plan.timesteps, visited, strict=False)):
+        for index, (planned, t) in enumerate(zip(self.timesteps, visited, strict=False)):
             # Where only the number of steps was announced, t is compared as it comes.
             if abs(planned - t) > slack:
                 _refuse_run(f"t = {planned:g} at step {index}, and the run has t = {t:g} there", "scheduler")
@@ -157,19 +184,14 @@ class Schedule:
         Raises:
             SettingsError: the run announced the number of its steps only, and t is not the plan's.
         """
-        if self._plan is not None and step.run.timesteps is None and step.index is not None:
-            self._check_level(step.index, step.t)
+        if self.timesteps is not None and step.run.timesteps is None and step.index is not None:
+            self._check_level(self.timesteps, step.index, step.t)
         if step.index in state:
-            return Decision.same(False, EVALUATION, step.run.decisions)
-        return Decision.same(True, REUSE, step.run.decisions)
+            return Decision.same(False, ScheduleReason.EVALUATION, step.run.decisions)
+        return Decision.same(True, ScheduleReason.REUSE, step.run.decisions)
 
-    def observe(self, step: Step, decision: Decision, output: Tensor, state: frozenset[int]) -> frozenset[int]:
-        """Nothing to note: the steps are fixed."""
-        return state
-
-    def _check_level(self, index: int, t: float) -> None:
+    def _check_level(self, levels: tuple[float, ...], index: int, t: float) -> None:
         """Check that t lies in the plan's step ``index``: at its start, or before the next (a Heun step)."""
-        levels = () if self._plan is None else self._plan.timesteps
         slack = _ROUNDING * max(abs(level) for level in levels)
         end = levels[index + 1] if index + 1 < len(levels) else -float("inf")
         if not end - slack <= t <= levels[index] + slack:

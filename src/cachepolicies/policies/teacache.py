@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 import torch
 from attrs import evolve, field, frozen
 from attrs.validators import optional
 from torch import Tensor
 
-from cachepolicies._errors import InputError, NeedsError
-from cachepolicies._policy import Decision, Needs
-from cachepolicies._reasons import NOTHING_TO_REUSE
-from cachepolicies._settings import non_negative, non_negative_int, one_of
-from cachepolicies._step import RunInfo, Step
-from cachepolicies._units import difference
+from cachepolicies.base.errors import InputError, NeedsError
+from cachepolicies.base.settings import a_name, non_negative, non_negative_int, one_of
+from cachepolicies.base.units import difference
+from cachepolicies.contracts.policy import CachePolicy, Decision, Needs, PolicySettings
+from cachepolicies.contracts.reasons import EngineReason, Reason
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies._comparison import COMPARISONS, Comparison, within
 from cachepolicies.policies._filling import as_numbers, default_settings, fill, numbers
+from cachepolicies.policies.limits import Limits, within_limits
 
-if TYPE_CHECKING:
-    from cachepolicies.profiles.schema import Profile
 
-Signal: TypeAlias = Literal["modulated_input", "timestep_embedding", "timestep_projection"]
-_SIGNALS: tuple[Signal, ...] = ("modulated_input", "timestep_embedding", "timestep_projection")
+class TeaCacheReason(Reason):
+    """Why a sample is evaluated or reused."""
 
-BELOW = "accumulated change below threshold"
-REACHED = "accumulated change reached threshold"
-ZERO = "threshold is zero"
-FIRST = "protected first step"
-LAST = "protected last step"
-NO_SCALE = "last signal is zero"
-NOT_FINITE = "change of the signal is not finite"
-OTHER_SHAPE = "signal changed its shape, dtype or device"
+    BELOW = "accumulated change below threshold"
+    REACHED = "accumulated change reached threshold"
+    ZERO = "threshold is zero"
+    NO_SCALE = "last signal is zero"
+    NOT_FINITE = "change of the signal is not finite"
+    OTHER_SHAPE = "signal changed its shape, dtype or device"
 
 
 @frozen(eq=False)
@@ -49,7 +47,7 @@ class TeaCacheState:
 
 
 @frozen
-class TeaCache:
+class TeaCache(PolicySettings):
     """Reuse while the accumulated, rescaled change of a signal inside the model is below a threshold.
 
     At every step ``rel = mean|s_k - s_{k-1}| / mean|s_{k-1}|`` of the signal s is turned by a polynomial into an
@@ -64,8 +62,8 @@ class TeaCache:
     Attributes:
         threshold: of the accumulated estimate, dimensionless. 0 never reuses, and is then bit for bit the bare model.
         coefficients: of the polynomial, highest power first; from the profile's polynomial for the signal.
-        signal: what is watched: ``"modulated_input"``, ``"timestep_embedding"`` or ``"timestep_projection"``; else
-            the only one that the profile has a polynomial for.
+        signal: what is watched: any that the site supplies, ``"modulated_input"``, ``"timestep_embedding"`` or
+            ``"timestep_projection"`` in the authors' code; else the only one that the profile has a polynomial for.
         first: this many steps at the start are always evaluated, else 1; more than 1 needs a declared run.
         last: this many steps at the end are always evaluated, else 1; more than 0 needs a declared run.
         comparison: ``"<"`` (else this one, as in the authors' code) reuses below the threshold, ``"<="`` also at it.
@@ -75,30 +73,19 @@ class TeaCache:
 
     threshold: float | None = field(default=None, validator=optional(non_negative))
     coefficients: tuple[float, ...] | None = field(default=None, converter=as_numbers, validator=optional(numbers))
-    signal: Signal | None = field(default=None, validator=optional(one_of(*_SIGNALS)))
+    signal: str | None = field(default=None, validator=optional(a_name))
     first: int | None = field(default=None, validator=optional(non_negative_int))
     last: int | None = field(default=None, validator=optional(non_negative_int))
     comparison: Comparison | None = field(default=None, validator=optional(one_of(*COMPARISONS)))
 
-    @property
-    def needs(self) -> Needs:
-        """The signal, unless nothing is ever reused; the run length only to protect steps not evaluated anyway."""
-        first, last = self.first or 0, self.last or 0
-        watched = () if self.signal is None or not self.reuses else (self.signal,)
-        return Needs(signals=watched, run_length=first > 1 or last > 0)
-
-    @property
-    def reuses(self) -> bool:
-        """Unless the threshold is zero."""
-        return self.threshold != 0
-
-    def bind(self, profile: Profile | None) -> TeaCache:
-        """Return the policy with the settings that were left open taken from the profile.
+    def resolve(self, setup: Setup) -> CachePolicy:
+        """Return the rule with the settings that were left open taken from the profile, within the limits.
 
         Raises:
             NeedsError: there is no threshold, no signal or no polynomial for it.
             ProfileError: the profile's settings for this policy are not valid.
         """
+        profile = setup.profile
         settings = default_settings(profile, self.name)
         polynomials = {} if profile is None else profile.polynomials
         only = next(iter(polynomials)) if len(polynomials) == 1 else None
@@ -106,50 +93,75 @@ class TeaCache:
         if self.coefficients is not None or self.signal not in (None, usual):
             settings.pop("threshold", None)  # belongs to the profile's own polynomial and signal
             settings.pop("coefficients", None)
-        bound = fill(self, profile, settings, {"signal": only, "first": 1, "last": 1, "comparison": "<"})
-        fitted = polynomials.get(bound.signal or "")
-        if bound.coefficients is None and fitted is not None:
-            bound = evolve(bound, coefficients=fitted.coefficients)
-        missing = [name for name in ("threshold", "coefficients", "signal") if getattr(bound, name) is None]
-        if missing:
+        filled = fill(self, profile, settings, {"signal": only, "first": 1, "last": 1, "comparison": "<"})
+        fitted = polynomials.get(filled.signal or "")
+        coefficients = fitted.coefficients if filled.coefficients is None and fitted else filled.coefficients
+        if filled.threshold is None or coefficients is None or filled.signal is None:
+            given = {"threshold": filled.threshold, "coefficients": coefficients, "signal": filled.signal}
+            missing = [setting for setting, value in given.items() if value is None]
             known = ", ".join(sorted(polynomials)) or "none"
             has = f"profile {profile.name!r} has polynomials for: {known}" if profile else "no profile was given"
             raise NeedsError(
                 f"policy {self.name!r} lacks {', '.join(missing)} ({has}); give it as {missing[0]}=..., or use a "
                 "profile that has it (`cachepolicies profiles` lists those shipped, `cachepolicies calibrate` fits one)"
             )
-        return bound
+        rule = AccumulatedChange(filled.threshold, coefficients, filled.signal, filled.comparison or "<")
+        return within_limits(rule, Limits(protect_first=filled.first or 0, protect_last=filled.last or 0))
+
+
+@frozen
+class AccumulatedChange(CachePolicy):
+    """The rule of `TeaCache`, resolved: every setting has its value. The protected ends are limits around it.
+
+    Attributes:
+        threshold: of the accumulated estimate.
+        coefficients: of the polynomial, highest power first.
+        signal: that is watched.
+        comparison: of the sum with the threshold.
+    """
+
+    name: ClassVar[str] = "teacache"
+
+    threshold: float
+    coefficients: tuple[float, ...]
+    signal: str
+    comparison: Comparison
+
+    @property
+    def needs(self) -> Needs:
+        """The signal, unless nothing is ever reused."""
+        return Needs(signals=(self.signal,) if self.reuses else ())
+
+    @property
+    def reuses(self) -> bool:
+        """Unless the threshold is zero."""
+        return self.threshold != 0
 
     def start(self, run: RunInfo) -> TeaCacheState:
-        """Return a state without a signal.
-
-        Raises:
-            NeedsError: the policy was not bound.
-        """
-        if None in (self.threshold, self.coefficients, self.signal, self.first, self.last):
-            raise NeedsError("teacache was not bound: its open settings are taken from a profile by bind")
+        """Return a state without a signal."""
         return TeaCacheState(None, (0.0,) * run.decisions)
 
     def decide(self, step: Step, state: TeaCacheState) -> Decision:
-        """Add the step's estimated change and compare. One host synchronisation, none at protected steps."""
+        """Add the step's estimated change and compare. One host synchronisation."""
         count = step.run.decisions
         if not self.reuses:
-            return Decision.same(False, ZERO, count)
+            return Decision.same(False, TeaCacheReason.ZERO, count)
         current, last = self._signal(step), state.signal
-        certain = NOTHING_TO_REUSE if last is None else self._protected(step)
-        if last is None or certain:
-            return Decision.same(False, certain or NOTHING_TO_REUSE, count)
+        if last is None:
+            return Decision.same(False, EngineReason.NOTHING_TO_REUSE, count)
         if (last.shape, last.dtype, last.device) != (current.shape, current.dtype, current.device):
-            return Decision.same(False, OTHER_SHAPE, count)
+            return Decision.same(False, TeaCacheReason.OTHER_SHAPE, count)
         changes = self._changes(step, current, last)
         added = (math.nan if change is None else self._estimate(change) for change in changes)
         score = tuple(old + more for old, more in zip(state.accumulated, added, strict=True))
-        reasons = tuple(NO_SCALE if c is None else self._reason(s) for c, s in zip(changes, score, strict=True))
+        reasons = tuple(
+            TeaCacheReason.NO_SCALE if c is None else self._reason(s) for c, s in zip(changes, score, strict=True)
+        )
         return Decision(
-            tuple(reason == BELOW for reason in reasons),
+            tuple(reason is TeaCacheReason.BELOW for reason in reasons),
             reasons,
             score,
-            (self.threshold or 0.0,) * count,
+            (self.threshold,) * count,
             score_is_change=False,
         )
 
@@ -162,7 +174,7 @@ class TeaCache:
         return evolve(state, signal=self._signal(step).detach().clone(), accumulated=kept)
 
     def _signal(self, step: Step) -> Tensor:
-        signal = step.signals.get(self.signal or "")
+        signal = step.signals.get(self.signal)
         if signal is None:
             raise NeedsError(f"teacache needs the signal {self.signal!r} at every step, and got {sorted(step.signals)}")
         if signal.ndim == 0 or signal.shape[0] != step.run.layout.rows:
@@ -183,18 +195,11 @@ class TeaCache:
 
     def _estimate(self, change: float) -> float:
         total = 0.0
-        for coefficient in self.coefficients or ():
+        for coefficient in self.coefficients:
             total = total * change + coefficient
         return total
 
-    def _protected(self, step: Step) -> str | None:
-        if step.index is None or step.run.num_steps is None:
-            return None
-        if step.index < (self.first or 0):
-            return FIRST
-        return LAST if step.index >= step.run.num_steps - (self.last or 0) else None
-
-    def _reason(self, score: float) -> str:
+    def _reason(self, score: float) -> TeaCacheReason:
         if not math.isfinite(score):
-            return NOT_FINITE
-        return BELOW if within(score, self.threshold or 0.0, self.comparison or "<") else REACHED
+            return TeaCacheReason.NOT_FINITE
+        return TeaCacheReason.BELOW if within(score, self.threshold, self.comparison) else TeaCacheReason.REACHED

@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attrs import field, frozen, validators
-from torch import Tensor
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._policy import Decision, Needs
-from cachepolicies._settings import positive_int
-from cachepolicies._step import RunInfo, Step
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import positive_int
+from cachepolicies.contracts.policy import CachePolicy, Decision, Needs
+from cachepolicies.contracts.reasons import Reason
+from cachepolicies.contracts.step import RunInfo, Step
+
+
+class UniformReason(Reason):
+    """Why it evaluates or reuses."""
+
+    EVALUATION = "scheduled evaluation"
+    REUSE = "scheduled reuse"
 
 
 @frozen
-class Uniform:
+class Uniform(CachePolicy):
     """Evaluate every m-th step, or a given number of evenly spaced steps. Set exactly one of the two.
 
     The steps are counted by noise level in the declared timesteps, so a Heun step's second evaluation, a rejected
@@ -64,9 +71,5 @@ class Uniform:
     def decide(self, step: Step, state: frozenset[int]) -> Decision:
         """Reuse unless the step is one of those to evaluate."""
         if step.index in state:
-            return Decision.same(False, "scheduled evaluation", step.run.decisions)
-        return Decision.same(True, "scheduled reuse", step.run.decisions)
-
-    def observe(self, step: Step, decision: Decision, output: Tensor, state: frozenset[int]) -> frozenset[int]:
-        """Nothing to note: the steps are fixed."""
-        return state
+            return Decision.same(False, UniformReason.EVALUATION, step.run.decisions)
+        return Decision.same(True, UniformReason.REUSE, step.run.decisions)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from cachepolicies.base.models import config_hash as config_hash
+from cachepolicies.base.models import model_class_name as model_class_name
+from cachepolicies.base.models import weights_hash as weights_hash
 from cachepolicies.profiles.io import read_profile as read_profile
 from cachepolicies.profiles.io import save_profile as save_profile
 from cachepolicies.profiles.load import load_profile as load_profile
 from cachepolicies.profiles.load import shipped_profiles as shipped_profiles
 from cachepolicies.profiles.match import check_profile as check_profile
-from cachepolicies.profiles.match import config_hash as config_hash
-from cachepolicies.profiles.match import model_class_name as model_class_name
-from cachepolicies.profiles.match import weights_hash as weights_hash
 from cachepolicies.profiles.plot import plot_magnitude_ratios as plot_magnitude_ratios
 from cachepolicies.profiles.plot import plot_polynomial as plot_polynomial
 from cachepolicies.profiles.plot import plot_sensitivities as plot_sensitivities
@@ -19,6 +19,7 @@ from cachepolicies.profiles.schema import ModelInfo as ModelInfo
 from cachepolicies.profiles.schema import Origin as Origin
 from cachepolicies.profiles.schema import Polynomial as Polynomial
 from cachepolicies.profiles.schema import Profile as Profile
+from cachepolicies.profiles.schema import PublishedProfile as PublishedProfile
 from cachepolicies.profiles.schema import Recommendation as Recommendation
 from cachepolicies.profiles.schema import SchedulerInfo as SchedulerInfo
 from cachepolicies.profiles.summary import summarise as summarise
@@ -30,6 +31,7 @@ __all__ = [
     "Origin",
     "Polynomial",
     "Profile",
+    "PublishedProfile",
     "Recommendation",
     "SchedulerInfo",
     "check_profile",

@@ -13,26 +13,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import cattrs
 import numpy as np
 import safetensors
 import safetensors.numpy
 from cattrs.gen import make_dict_unstructure_fn, override
 
-from cachepolicies._documents import dump, problem, strict_converter
-from cachepolicies._errors import ProfileError
-from cachepolicies.profiles.schema import FORMAT_VERSION, RECALIBRATE, Array, Profile
-
-OLD_VERSION = 1
-"""The earlier version that is still read."""
+from cachepolicies.base.documents import strict_converter
+from cachepolicies.base.errors import ProfileError
+from cachepolicies.base.files import write_atomically
+from cachepolicies.profiles.checks import check_choice
+from cachepolicies.profiles.format import PROFILE, RECALIBRATE, Array, Origin
+from cachepolicies.profiles.measured import Profile
+from cachepolicies.profiles.published import PublishedProfile
 
 _NEW_FIELDS: Mapping[str, Any] = {
     "origin": "measured",
@@ -43,10 +40,10 @@ _NEW_FIELDS: Mapping[str, Any] = {
     "source": {},
     "irregularities": [],
 }
-"""What a file of the earlier version says without saying it."""
+"""What a file of version 1 says without saying it."""
 
-FORMAT = "cachepolicies-profile"
-"""Value of ``format`` in the JSON file."""
+_RECORDS: Mapping[Origin, type[Profile]] = {"measured": Profile, "published": PublishedProfile}
+"""The record that a file with this ``origin`` holds."""
 
 TABLES_FORMAT = "cachepolicies-profile-tables"
 """Value of ``format`` in the metadata of the safetensors file."""
@@ -67,12 +64,9 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     Raises:
         ProfileError: another suffix, or the safetensors file exists and is not a profile's (model weights, say).
     """
-    target = Path(path)
-    if target.suffix != ".json":
-        raise ProfileError(f"{target}: a profile is a .json file; save it as {target.name + '.json'!r}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = PROFILE.target(path)
     beside = target.with_suffix(".safetensors")
-    document: dict[str, Any] = {"format": FORMAT, **_converter().unstructure(profile)}
+    document: dict[str, Any] = _profile_converter().unstructure(profile)
     stale = beside.exists() and _is_tables_file(beside)
     apart = bool(profile.tables) and profile.origin == "measured"
     if apart:
@@ -91,7 +85,7 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     else:
         inline = {name: _inline(table) for name, table in sorted(profile.tables.items())}
         document["tables"] = {"inline": inline} if inline else None
-    write_atomically(target, dump(document).encode())
+    PROFILE.write(document, target)
     if stale and not apart:
         beside.unlink()
     return target
@@ -111,35 +105,21 @@ def read_profile(path: str | Path) -> Profile:
             or a value in it or in the tables beside it is not valid. Names file, field and value.
     """
     source = Path(path)
-    raw = _read_json(source)
-    try:
-        if raw.pop("format", None) != FORMAT:
-            raise ProfileError(f"field 'format' is not {FORMAT!r}: this is no profile; {RECALIBRATE}")
-        if raw.get("version") == OLD_VERSION:
-            raw = _from_old_version(raw)
-        if raw.get("version") != FORMAT_VERSION:
-            raise ProfileError(
-                f"field 'version' is {raw.get('version')!r}, this library reads {OLD_VERSION} and {FORMAT_VERSION}; "
-                "update cachepolicies, or calibrate again"
-            )
-        missing = sorted({a.name for a in attrs.fields(Profile)} - raw.keys())
-        if missing:
-            raise ProfileError(f"field {missing[0]!r} is missing (in all: {', '.join(missing)}); {RECALIBRATE}")
+    with PROFILE.naming(source):
+        raw = PROFILE.fields(source)
+        if raw["version"] in PROFILE.older:
+            raw = _from_version_1(raw)
+        PROFILE.check_complete(raw, Profile)
         raw["tables"] = _read_tables(source, raw["tables"])
-        try:
-            return _converter().structure(raw, Profile)
-        except Exception as error:
-            # cattrs raises groups of whatever the hooks and the records raise; all of it means a bad file
-            problems = cattrs.transform_error(error, path="field", format_exception=problem)
-            raise ProfileError(f"{'; '.join(problems)}; {RECALIBRATE}") from error
-    except ProfileError as error:
-        raise ProfileError(f"profile {source}: {error}") from error.__cause__
+        origin = raw.pop("origin")
+        check_choice("origin", origin, tuple(_RECORDS))
+        return PROFILE.structured(raw, _RECORDS[origin], _profile_converter())
 
 
 def is_profile(path: Path) -> bool:
     """Whether a JSON file says that it is a profile; an unreadable file is none."""
     try:
-        return _read_json(path).get("format") == FORMAT
+        return PROFILE.raw(path).get("format") == PROFILE.name
     except ProfileError:
         return False
 
@@ -150,46 +130,11 @@ def tables_file(path: Path) -> str | None:
     Raises:
         ProfileError: the JSON cannot be read, or the reference is not the name of a file beside it.
     """
-    reference = _read_json(path).get("tables")
-    if reference is None or _is_inline(reference):
-        return None
-    return _tables_name(reference, path.with_suffix(".safetensors").name)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there, so that a reader sees the old one or the new one, whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would hide the file from colleagues
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ProfileError(f"profile {path}: no such file; check the path, or {RECALIBRATE}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(
-            f"profile {path}: cannot be read ({error}); check that it is a profile's JSON file"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise ProfileError(
-            f"profile {path}: not valid JSON at line {error.lineno} ({error.msg}): truncated or damaged; "
-            "fetch or copy it again"
-        ) from error
-    if not isinstance(raw, dict):
-        raise ProfileError(f"profile {path}: holds a {type(raw).__name__}, not an object; {RECALIBRATE}")
-    return raw
+    with PROFILE.naming(path):
+        reference = PROFILE.raw(path).get("tables")
+        if reference is None or _is_inline(reference):
+            return None
+        return _tables_name(reference, path.with_suffix(".safetensors").name)
 
 
 def _tables_name(reference: Any, expected: str) -> str:
@@ -199,11 +144,11 @@ def _tables_name(reference: Any, expected: str) -> str:
     return name
 
 
-def _from_old_version(raw: dict[str, Any]) -> dict[str, Any]:
+def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
     early = [name for name in _NEW_FIELDS if name in raw]
     if early:
-        raise ProfileError(f"field {early[0]!r} is not part of version {OLD_VERSION} of the format; {RECALIBRATE}")
-    return {**raw, **_NEW_FIELDS, "version": FORMAT_VERSION}
+        raise ProfileError(f"field {early[0]!r} is not part of version {raw['version']} of the format; {RECALIBRATE}")
+    return {**raw, **_NEW_FIELDS, "version": PROFILE.version}
 
 
 def _is_inline(reference: Any) -> bool:
@@ -278,14 +223,16 @@ def _structure_array(value: Any, _: Any) -> Any:
 
 
 @functools.cache
-def _converter() -> cattrs.Converter:
+def _profile_converter() -> cattrs.Converter:
     converter = strict_converter(ProfileError)
     converter.register_structure_hook_func(_is_array, _structure_array)
     converter.register_structure_hook_func(_is_plain_mapping, lambda value, _: value)  # checked by the records
     converter.register_unstructure_hook_func(_is_array, lambda array: array.tolist())
-    converter.register_unstructure_hook(
-        Profile, make_dict_unstructure_fn(Profile, converter, tables=override(omit=True))
-    )
+    for record in _RECORDS.values():
+        as_dict = make_dict_unstructure_fn(
+            record, converter, _cattrs_include_init_false=True, tables=override(omit=True)
+        )
+        converter.register_unstructure_hook(record, as_dict)
     return converter
 
 

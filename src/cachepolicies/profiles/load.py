@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cachepolicies._errors import ProfileError, UnknownNameError, nearest_match_hint
+from cachepolicies.base.errors import ProfileError, UnknownNameError, nearest_match_hint
+from cachepolicies.profiles.format import RECALIBRATE
 from cachepolicies.profiles.io import is_profile, read_profile, tables_file
-from cachepolicies.profiles.schema import RECALIBRATE, Profile
+from cachepolicies.profiles.measured import Profile
 
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^:@\s]+))?(?::(?P<file>[^:@\s]+))?"

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import types
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
-from cachepolicies._errors import ProfileError
-from cachepolicies.profiles.schema import Profile
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.base.errors import ProfileError
+from cachepolicies.base.models import config_hash, dtype_name, is_plain_function, model_class_name
+from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.profiles.measured import Profile
 
 _FAR_ABOVE = 20.0
 """A run that begins this many times above the calibrated range is in other units (t to 1 or to 1000)."""
-
-_PLAIN_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
 def check_profile(
@@ -82,85 +76,9 @@ def check_profile(
     return tuple(notes)
 
 
-def model_class_name(model: object) -> str:
-    """Return the name that a profile knows a model by.
-
-    A wrapper (a guided denoiser, say) names the network it wraps with a string attribute ``model_class_name``. Compiled
-    modules, partials and bound methods of a module are looked through; other callables go by their ``__qualname__``.
-    """
-    inner = unwrap(model)
-    declared = getattr(inner, "model_class_name", None)
-    if isinstance(declared, str) and declared:
-        return declared
-    if not isinstance(inner, nn.Module):
-        qualname = getattr(inner, "__qualname__", None)
-        if isinstance(qualname, str):
-            return qualname
-    return type(inner).__name__
-
-
-def config_hash(model: object) -> str | None:
-    """Return the sha256 of a model's ``.config`` as sorted JSON; None if it has none.
-
-    Keys that begin with an underscore are left out: library version and path do not change what a model computes.
-    """
-    config = getattr(unwrap(model), "config", None)
-    to_dict = getattr(config, "to_dict", None)
-    if not isinstance(config, Mapping) and callable(to_dict):
-        config = to_dict()
-    if not isinstance(config, Mapping):
-        return None
-    plain = {str(key): value for key, value in config.items() if not str(key).startswith("_")}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def weights_hash(model: object) -> str | None:
-    """Return the sha256 of a model's ``state_dict`` (names, dtypes, shapes, bytes, by name); None if it has none."""
-    state_dict = getattr(unwrap(model), "state_dict", None)
-    state = state_dict() if callable(state_dict) else None
-    if not isinstance(state, Mapping):
-        return None
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        if isinstance(state[name], Tensor):
-            digest.update(name.encode())
-            digest_tensor(digest, state[name])
-    return digest.hexdigest()
-
-
-def digest_tensor(digest: Any, tensor: Tensor) -> None:
-    """Feed dtype, shape and bytes of a tensor into a hashlib object."""
-    digest.update(f"{dtype_name(tensor.dtype)}{tuple(tensor.shape)}".encode())
-    if tensor.numel():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def dtype_name(dtype: torch.dtype | str) -> str:
-    """Return ``"float32"`` for ``torch.float32`` and for ``"torch.float32"``."""
-    return str(dtype).removeprefix("torch.")
-
-
-def unwrap(model: Any) -> Any:
-    """Return what a compiled module, a partial or a bound method of a module stands for; anything else as it is."""
-    while True:
-        if isinstance(model, functools.partial):
-            model = model.func
-        elif isinstance(model, nn.Module) and isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # torch.compile
-        elif isinstance(getattr(model, "__self__", None), nn.Module):
-            model = model.__self__
-        else:
-            return model
-
-
-def _is_anonymous(model: object) -> bool:
-    inner = unwrap(model)
-    return isinstance(inner, _PLAIN_FUNCTIONS) and not hasattr(inner, "model_class_name")
-
-
 def _check_model(profile: Profile, model: object, notes: list[str]) -> None:
     found = model_class_name(model)
-    if found != profile.model.class_name and _is_anonymous(model):
+    if found != profile.model.class_name and is_plain_function(model):
         # A function may wrap the calibrated class or any other: there is no telling, so it is not refused.
         notes.append(
             f"profile {profile.name!r} was calibrated for the model class {profile.model.class_name!r}; whether the "

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from cachepolicies._errors import NeedsError, SettingsError
-from cachepolicies.profiles.schema import Profile
+from cachepolicies.base.errors import NeedsError
+from cachepolicies.base.figures import new_figure, save_figure
+from cachepolicies.profiles.measured import Profile
+
+_HEIGHT = 3.6
+"""Inches of a figure."""
 
 _BANDS = ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35))
 
@@ -38,7 +42,7 @@ def plot_sensitivities(profile: Profile, path: str | Path) -> Path:
         "weight": "weight (dimensionless)",
     }
     there = {name: label for name, label in labels.items() if name in profile.curves}
-    figure = _figure(4.5 * len(there))
+    figure = new_figure("a profile", 4.5 * len(there), _HEIGHT)
     panels = figure.subplots(1, len(there))
     for axes, (name, label) in zip(panels, there.items(), strict=True):
         curve = profile.curves[name]
@@ -78,7 +82,7 @@ def plot_magnitude_ratios(profile: Profile, path: str | Path) -> Path:
     """
     if not profile.magnitude_ratios:
         profile.require("plot", ("magnitude_ratio",))
-    figure = _figure(9.0)
+    figure = new_figure("a profile", 9.0, _HEIGHT)
     left, right = figure.subplots(1, 2)
     for number, (stream, ratios) in enumerate(profile.magnitude_ratios.items()):
         for axes, values in ((left, ratios), (right, ratios.cumprod(axis=0))):
@@ -118,7 +122,7 @@ def plot_polynomial(profile: Profile, path: str | Path, signal: str | None = Non
     polynomial = profile.polynomials[signal]
     change, output = profile.tables.get(f"signal_change.{signal}"), profile.tables.get("output_change")
     measured = change is not None and output is not None
-    figure = _figure(9.0 if measured else 5.0)
+    figure = new_figure("a profile", 9.0 if measured else 5.0, _HEIGHT)
     axes = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
     fit = "" if polynomial.r_squared is None else f", $R^2$ = {polynomial.r_squared:.3f}"
     if change is None or output is None:
@@ -137,25 +141,9 @@ def plot_polynomial(profile: Profile, path: str | Path, signal: str | None = Non
     return _save(figure, profile, path)
 
 
-def _figure(width: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NeedsError(
-            "drawing a profile needs matplotlib, which is not installed; install the extra `plots`"
-        ) from error
-    return Figure(figsize=(width, 3.6), layout="constrained")
-
-
 def _save(figure: Any, profile: Profile, path: str | Path) -> Path:
     samples = f"{profile.samples} sample{'s' if profile.samples > 1 else ''}"
     made = samples if profile.origin == "measured" else "published"
     steps = f"{profile.num_steps} steps" if profile.num_steps else "steps not stated"
     figure.suptitle(f"{profile.name}: {profile.model.class_name}, {steps}, {made}")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(target, dpi=150)
-    except ValueError as error:
-        raise SettingsError(f"cannot draw to {target}: {error}; use the suffix .png, .svg or .pdf") from error
-    return target
+    return save_figure(figure, path)

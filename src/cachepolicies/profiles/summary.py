@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cachepolicies.profiles.schema import Curve, Profile
+from cachepolicies.profiles.measured import Profile
+from cachepolicies.profiles.parts import Curve
 
 _UNKNOWN = "not stated"
 """What is shown of a value that a published profile's source does not say."""
@@ -19,19 +20,19 @@ _ROWS = 9
 
 def summarise(profile: Profile) -> Group:
     """Return what a profile was made for, what it holds, and its curves at a few t, as a rich renderable."""
-    parts = [_provenance(profile)]
+    parts = [_provenance_table(profile)]
     if profile.settings:
-        parts.append(_settings(profile))
+        parts.append(_settings_table(profile))
     if profile.polynomials:
-        parts.append(_polynomials(profile))
+        parts.append(_polynomials_table(profile))
     if profile.magnitude_ratios:
-        parts.append(_ratios(profile))
+        parts.append(_ratios_table(profile))
     if profile.recommended:
-        parts.append(_recommended(profile))
-    return Group(*parts, *(_curve(name, curve) for name, curve in sorted(profile.curves.items())))
+        parts.append(_recommended_table(profile))
+    return Group(*parts, *(_curve_table(name, curve) for name, curve in sorted(profile.curves.items())))
 
 
-def _provenance(profile: Profile) -> Table:
+def _provenance_table(profile: Profile) -> Table:
     table = Table(title=f"profile {profile.name}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -39,15 +40,15 @@ def _provenance(profile: Profile) -> Table:
     rows = {
         "origin": profile.origin,
         "model": profile.model.class_name,
-        "config hash": _short(profile.model.config_hash),
-        "weights hash": _short(profile.model.weights_hash),
+        "config hash": _first_digits(profile.model.config_hash),
+        "weights hash": _first_digits(profile.model.weights_hash),
         "prediction": profile.prediction_type or _UNKNOWN,
         "latent shape": _UNKNOWN if profile.latent_shape is None else " x ".join(map(str, profile.latent_shape)),
         "dtype": profile.dtype or _UNKNOWN,
         "guidance": "none" if profile.guidance is None else f"{profile.guidance:g}",
         "scheduler": _UNKNOWN if scheduler is None else f"{scheduler.name} ({scheduler.family})",
         "settings": _pairs(scheduler.config) if scheduler and scheduler.config else "none",
-        "steps": _steps(profile),
+        "steps": _steps_text(profile),
         "trajectory": "the model's own runs" if profile.trajectory == "model" else "noised data",
         "samples": f"{profile.samples}, {profile.evaluations} evaluations each",
         "seeds": ", ".join(map(str, profile.seeds)) or "none",
@@ -78,7 +79,7 @@ def _provenance(profile: Profile) -> Table:
     return table
 
 
-def _steps(profile: Profile) -> str:
+def _steps_text(profile: Profile) -> str:
     t = profile.timesteps
     if not t:
         return f"{profile.num_steps}, timesteps not stated" if profile.num_steps else _UNKNOWN
@@ -86,7 +87,7 @@ def _steps(profile: Profile) -> str:
     return f"{profile.num_steps}, t from {t[0]:g} to {t[-1]:g}, sample at {final}"
 
 
-def _settings(profile: Profile) -> Table:
+def _settings_table(profile: Profile) -> Table:
     table = Table(title="settings of policies that give none", title_justify="left")
     table.add_column("policy")
     table.add_column("settings", overflow="fold")
@@ -95,7 +96,7 @@ def _settings(profile: Profile) -> Table:
     return table
 
 
-def _polynomials(profile: Profile) -> Table:
+def _polynomials_table(profile: Profile) -> Table:
     table = Table(title="polynomials, highest power first", title_justify="left")
     table.add_column("signal")
     table.add_column("coefficients", overflow="fold")
@@ -106,7 +107,7 @@ def _polynomials(profile: Profile) -> Table:
     return table
 
 
-def _ratios(profile: Profile) -> Table:
+def _ratios_table(profile: Profile) -> Table:
     streams = profile.magnitude_ratios
     table = Table(title="magnitude ratios", title_justify="left")
     table.add_column("step", justify="right")
@@ -120,7 +121,7 @@ def _ratios(profile: Profile) -> Table:
     return table
 
 
-def _recommended(profile: Profile) -> Table:
+def _recommended_table(profile: Profile) -> Table:
     table = Table(title="recommended by the source", title_justify="left")
     for column in ("policy", "settings", "speed-up stated", "from latency", "hardware", "setting"):
         table.add_column(column, overflow="fold")
@@ -137,7 +138,7 @@ def _pairs(values: Any) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
-def _curve(name: str, curve: Curve) -> Table:
+def _curve_table(name: str, curve: Curve) -> Table:
     table = Table(title=name, title_justify="left")
     for column in ("t", "mean", "std", "5 %", "50 %", "95 %"):
         table.add_column(column, justify="right")
@@ -148,5 +149,5 @@ def _curve(name: str, curve: Curve) -> Table:
     return table
 
 
-def _short(digest: str | None) -> str:
+def _first_digits(digest: str | None) -> str:
     return "none" if digest is None else digest[:12]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cachepolicies._errors import InputError
+from cachepolicies.base.errors import InputError
 from cachepolicies.reference.moving_digits import CANVAS, DIGIT
 
 WEIGHTS = Path(__file__).parent / "weights" / "digit-classifier.safetensors"

@@ -2,7 +2,7 @@
 
 It samples 32 guided videos with the trained video DiT: uncached, with SenCache at three settings, and, at the
 evaluations each of them took, with fewer steps and with evenly spaced reuse. Then what is solved for rather than tuned,
-at the evaluations of the middle setting: a planned schedule and SenCache with eps(t), holding and extrapolating. Last
+at the evaluations of the middle setting: a plan's refreshes and SenCache with eps(t), holding and extrapolating. Last
 SenCache, TeaCache, MagCache and evenly spaced reuse with the residual of the block stack. It prints the table and
 writes ``report.html``, ``table.csv`` and ``table.json``.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cachepolicies._errors import CachePoliciesError
+from cachepolicies.base.console import wide_console
+from cachepolicies.base.errors import CachePoliciesError
 from cachepolicies.comparison import Candidate, compare
-from cachepolicies.comparison._console import wide_console
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.report import write_all
-from cachepolicies.comparison.results import Kind
+from cachepolicies.comparison.results import CandidateKind
 from cachepolicies.planning import plan
 from cachepolicies.policies import Schedule
 from cachepolicies.profiles.load import load_profile
@@ -54,7 +54,7 @@ OUT = Path("demo")
 
 
 def planned() -> list[Candidate]:
-    """Return the rows that are solved for: a schedule and SenCache with eps(t), each with two substitutes."""
+    """Return the rows that are solved for: a plan and SenCache with eps(t), each with two substitutes."""
     profile = load_profile(PROFILE)
     rows = []
     for substitute, suffix in (("hold", ""), (PATH, ", linear along path")):
@@ -68,7 +68,7 @@ def planned() -> list[Candidate]:
     return rows
 
 
-def _kind(policy: str) -> Kind:
+def _kind(policy: str) -> CandidateKind:
     return "uniform" if policy.startswith("uniform") else "policy"
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._output import tensor_of
-from cachepolicies.profiles.match import model_class_name
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.models import model_class_name
+from cachepolicies.base.outputs import tensor_of
 
 
 class GuidedDenoiser:

@@ -109,7 +109,7 @@ def _moving_digit(label: Tensor, speed: Tensor, digits: Digits, generator: torch
     time = torch.arange(FRAMES, dtype=torch.float32) - FRAMES / 2
     unfolded = start[:, None] + velocity[:, None] * time[None, :, None]
     corner = room - (unfolded.remainder(2.0 * room) - room).abs()  # bounce: a triangle wave of period 2 * room
-    return _place(images, corner)
+    return _on_canvas(images, corner)
 
 
 def _one_image_per_label(label: Tensor, digits: Digits, generator: torch.Generator) -> Tensor:
@@ -117,7 +117,7 @@ def _one_image_per_label(label: Tensor, digits: Digits, generator: torch.Generat
     return digits.images[torch.multinomial(matches, 1, generator=generator)[:, 0]]
 
 
-def _place(images: Tensor, corner: Tensor) -> Tensor:
+def _on_canvas(images: Tensor, corner: Tensor) -> Tensor:
     """Put ``(n, 12, 12)`` images on the canvas with their top left corner at ``(n, f, 2)``, sub-pixel by bilinear."""
     n, frames = corner.shape[:2]
     pixel = torch.arange(CANVAS, dtype=torch.float32)

@@ -57,7 +57,7 @@ def video_dit(
 
 
 def image_dit(guidance: float = GUIDANCE, num_steps: int = STEPS, network: nn.Module | None = None) -> Workload:
-    """Guided digits from the trained image DiT, by DDIM on its variance-preserving schedule.
+    """Guided digits from the trained image DiT, by DDIM on its variance-preserving noise schedule.
 
     ``accuracy`` is the fraction of the images that a classifier takes for the digit asked for.
 

@@ -1,7 +1,7 @@
 """Schedulers: one file for each noise schedule or sampler, and adapters for those of diffusers."""
 
-from cachepolicies.schedulers.base import SamplingRun as SamplingRun
-from cachepolicies.schedulers.base import Scheduler as Scheduler
+from cachepolicies.contracts.scheduler import SamplingRun as SamplingRun
+from cachepolicies.contracts.scheduler import Scheduler as Scheduler
 from cachepolicies.schedulers.ddim import DDIM as DDIM
 from cachepolicies.schedulers.ddpm import DDPM as DDPM
 from cachepolicies.schedulers.flow_euler import FlowEuler as FlowEuler

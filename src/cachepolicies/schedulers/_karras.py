@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import attrs
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._settings import plain, positive
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import plain, positive
+from cachepolicies.contracts.scheduler import PredictionType
+from cachepolicies.schedulers._native import NativeScheduler
 from cachepolicies.schedulers._runs import check_decreasing, check_num_steps
-from cachepolicies.schedulers.base import PredictionType, Scheduler
 
 
 @frozen
-class Karras(Scheduler):
+class Karras(NativeScheduler):
     """``x = data + sigma * noise`` with ``t = sigma``, in the convention of k-diffusion (Karras et al. 2206.00364).
 
     The denoiser is called as ``model(x, sigma)`` with the unscaled x and **returns the data** (k-diffusion's
@@ -50,16 +47,6 @@ class Karras(Scheduler):
     def prediction_type(self) -> PredictionType:
         """``"x0"``."""
         return "x0"
-
-    @property
-    def stochastic(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The settings."""
-        return attrs.asdict(self)
 
     @property
     def final_t(self) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cachepolicies._errors import InputError
+from cachepolicies.base.errors import InputError
 
 Generators = torch.Generator | list[torch.Generator] | None
 """``None`` for the global one, one generator for the batch, or one for each sample."""

@@ -10,8 +10,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from cachepolicies._errors import RunError, SettingsError
-from cachepolicies.schedulers.base import SamplingRun
+from cachepolicies.base.errors import RunError, SettingsError
+from cachepolicies.contracts.scheduler import SamplingRun
 
 
 def check_num_steps(num_steps: object) -> int:

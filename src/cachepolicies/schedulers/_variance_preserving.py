@@ -1,29 +1,28 @@
-"""The variance-preserving schedule that DDIM and DDPM share."""
+"""The variance-preserving noise schedule that DDIM and DDPM share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-import attrs
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._settings import non_negative_int, one_of, plain, positive, positive_int
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import non_negative_int, one_of, plain, positive, positive_int
+from cachepolicies.contracts.scheduler import PredictionType
+from cachepolicies.schedulers._native import NativeScheduler
 from cachepolicies.schedulers._runs import check_decreasing, check_num_steps
 from cachepolicies.schedulers._tables import interpolate
-from cachepolicies.schedulers.base import PredictionType, Scheduler
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 Spacing = Literal["leading", "trailing"]
 
 
 @frozen
-class VariancePreserving(Scheduler):
+class VariancePreserving(NativeScheduler):
     """``x = sqrt(abar_t) * data + sqrt(1 - abar_t) * noise`` with integer t (Ho et al., arXiv 2006.11239, eq. 4).
 
     abar is the running product of ``1 - beta``, here in float64. The names and formulas of the settings follow
@@ -60,16 +59,6 @@ class VariancePreserving(Scheduler):
     def family(self) -> str:
         """``"vp"``."""
         return "vp"
-
-    @property
-    def evaluations_per_step(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The settings."""
-        return attrs.asdict(self)
 
     @property
     def final_t(self) -> float | None:

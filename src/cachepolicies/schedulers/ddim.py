@@ -9,16 +9,17 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._settings import fraction, plain
+from cachepolicies.base.settings import fraction, plain
+from cachepolicies.contracts.scheduler import PredictionType, SamplingRun
+from cachepolicies.schedulers._native import GivenGenerator
 from cachepolicies.schedulers._noise import Generators, as_generators, standard_normal
 from cachepolicies.schedulers._runs import SingleEvaluationRun
 from cachepolicies.schedulers._variance_preserving import VariancePreserving, predicted_data, predicted_noise
-from cachepolicies.schedulers.base import PredictionType, SamplingRun
 
 
 @frozen
 class DDIM(VariancePreserving):
-    """DDIM (Song et al., arXiv 2010.02502, eqs. 12 and 16) on a `VariancePreserving` schedule.
+    """DDIM (Song et al., arXiv 2010.02502, eqs. 12 and 16) on a `VariancePreserving` noise schedule.
 
     Equal to diffusers' ``DDIMScheduler(clip_sample=False)`` to float tolerance. One difference: where ``num_steps``
     does not divide T, diffusers' trailing spacing steps to ``t - T // num_steps``, which is not the t of its next
@@ -40,19 +41,7 @@ class DDIM(VariancePreserving):
         """Whether eta is above 0."""
         return self.eta > 0
 
-    def begin(
-        self,
-        num_steps: int,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        device: torch.device | None = None,
-    ) -> SamplingRun:
-        """Start a run; ``generator`` is drawn from if eta is above 0, and ``device`` is that of x.
-
-        Raises:
-            SettingsError: as `timesteps`.
-            InputError: ``generator`` is neither a generator nor a list of them.
-        """
+    def _new_run(self, num_steps: int, generator: GivenGenerator) -> SamplingRun:
         generators = as_generators(generator)
         return _DDIMRun(
             self.timesteps(num_steps), self.alpha_bars(num_steps), self.prediction_type, self.eta, generators

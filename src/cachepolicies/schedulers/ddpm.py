@@ -9,15 +9,16 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from cachepolicies.contracts.scheduler import PredictionType, SamplingRun
+from cachepolicies.schedulers._native import GivenGenerator
 from cachepolicies.schedulers._noise import Generators, as_generators, standard_normal
 from cachepolicies.schedulers._runs import SingleEvaluationRun
 from cachepolicies.schedulers._variance_preserving import VariancePreserving, predicted_data
-from cachepolicies.schedulers.base import PredictionType, SamplingRun
 
 
 @frozen
 class DDPM(VariancePreserving):
-    """DDPM ancestral sampling (Ho et al., arXiv 2006.11239, eqs. 6 and 7) on a `VariancePreserving` schedule.
+    """DDPM ancestral sampling (Ho et al., arXiv 2006.11239, eqs. 6 and 7) on a `VariancePreserving` noise schedule.
 
     The variance is that of the posterior, ``fixed_small`` in diffusers' ``DDPMScheduler``, which it equals to float
     tolerance with ``clip_sample=False``. The last step adds no noise.
@@ -33,19 +34,7 @@ class DDPM(VariancePreserving):
         """Yes."""
         return True
 
-    def begin(
-        self,
-        num_steps: int,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        device: torch.device | None = None,
-    ) -> SamplingRun:
-        """Start a run that draws from ``generator``; ``device`` is that of x.
-
-        Raises:
-            SettingsError: as `timesteps`.
-            InputError: ``generator`` is neither a generator nor a list of them.
-        """
+    def _new_run(self, num_steps: int, generator: GivenGenerator) -> SamplingRun:
         generators = as_generators(generator)
         return _DDPMRun(self.timesteps(num_steps), self.alpha_bars(num_steps), self.prediction_type, generators)
 

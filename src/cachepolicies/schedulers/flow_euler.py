@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import attrs
 import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._settings import plain, positive, positive_int
+from cachepolicies.base.settings import plain, positive, positive_int
+from cachepolicies.contracts.scheduler import PredictionType, SamplingRun
+from cachepolicies.schedulers._native import GivenGenerator, NativeScheduler
 from cachepolicies.schedulers._runs import SingleEvaluationRun, check_decreasing, check_num_steps
-from cachepolicies.schedulers.base import PredictionType, SamplingRun, Scheduler
 
 
 @frozen
-class FlowEuler(Scheduler):
+class FlowEuler(NativeScheduler):
     """Rectified flow, ``x = (1 - sigma) * data + sigma * noise`` with ``t = num_train_timesteps * sigma``, by Euler.
 
     The denoiser returns the velocity ``noise - data``; a step is ``x + (sigma_next - sigma) * velocity``
@@ -50,21 +49,6 @@ class FlowEuler(Scheduler):
         return "velocity"
 
     @property
-    def evaluations_per_step(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self) -> bool:
-        """No."""
-        return False
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The settings."""
-        return attrs.asdict(self)
-
-    @property
     def final_t(self) -> float | None:
         """0: the velocity is defined at the data."""
         return 0.0
@@ -86,18 +70,7 @@ class FlowEuler(Scheduler):
         """Return ``t / num_train_timesteps``, float64."""
         return t.double() / self.num_train_timesteps
 
-    def begin(
-        self,
-        num_steps: int,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        device: torch.device | None = None,
-    ) -> SamplingRun:
-        """Start a run; nothing is drawn from ``generator``, and ``device`` is that of x.
-
-        Raises:
-            SettingsError: as `timesteps`.
-        """
+    def _new_run(self, num_steps: int, generator: GivenGenerator) -> SamplingRun:
         timesteps = self.timesteps(num_steps)
         return _FlowEulerRun(timesteps, (*self._sigmas(num_steps).tolist(), 0.0))
 

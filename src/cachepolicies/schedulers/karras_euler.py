@@ -8,9 +8,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from cachepolicies.contracts.scheduler import SamplingRun
 from cachepolicies.schedulers._karras import Karras
+from cachepolicies.schedulers._native import GivenGenerator
 from cachepolicies.schedulers._runs import SingleEvaluationRun
-from cachepolicies.schedulers.base import SamplingRun
 
 
 @frozen
@@ -22,23 +23,7 @@ class KarrasEuler(Karras):
         """``"karras-euler"``."""
         return "karras-euler"
 
-    @property
-    def evaluations_per_step(self) -> int:
-        """One."""
-        return 1
-
-    def begin(
-        self,
-        num_steps: int,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        device: torch.device | None = None,
-    ) -> SamplingRun:
-        """Start a run; nothing is drawn from ``generator``, and ``device`` is that of x.
-
-        Raises:
-            SettingsError: as `timesteps`.
-        """
+    def _new_run(self, num_steps: int, generator: GivenGenerator) -> SamplingRun:
         return _KarrasEulerRun(self.timesteps(num_steps))
 
 

@@ -8,9 +8,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from cachepolicies.contracts.scheduler import SamplingRun
 from cachepolicies.schedulers._karras import Karras
+from cachepolicies.schedulers._native import GivenGenerator
 from cachepolicies.schedulers._runs import batched_t, finished_error, working_dtype
-from cachepolicies.schedulers.base import SamplingRun
 
 
 @frozen
@@ -31,18 +32,7 @@ class KarrasHeun(Karras):
         """Two."""
         return 2
 
-    def begin(
-        self,
-        num_steps: int,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        device: torch.device | None = None,
-    ) -> SamplingRun:
-        """Start a run; nothing is drawn from ``generator``, and ``device`` is that of x.
-
-        Raises:
-            SettingsError: as `timesteps`.
-        """
+    def _new_run(self, num_steps: int, generator: GivenGenerator) -> SamplingRun:
         return _KarrasHeunRun(self.timesteps(num_steps))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from cachepolicies._errors import PluginError, SettingsError
-from cachepolicies._settings import shown
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.base.errors import PluginError, SettingsError
+from cachepolicies.base.settings import shown
+from cachepolicies.contracts.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from cachepolicies.profiles.schema import SchedulerInfo
@@ -32,7 +32,7 @@ def as_scheduler(spec: object) -> Scheduler:
         return spec
     if isinstance(spec, str):
         # Not at the top: the registry's built-in entries are these modules themselves.
-        from cachepolicies._plugins import schedulers
+        from cachepolicies.registry.load import schedulers
 
         created: object = schedulers().create(spec)
         if not isinstance(created, Scheduler):
@@ -66,13 +66,13 @@ def scheduler_of(info: SchedulerInfo) -> Scheduler | None:
         SettingsError: the registered scheduler does not take the recorded settings, as after an update of diffusers.
         PluginError: what is registered under the name is not a `Scheduler`, or cannot be imported.
     """
-    from cachepolicies._plugins import schedulers
+    from cachepolicies.registry.load import schedulers
 
     registry = schedulers()
     if info.name not in registry:
         return None
     try:
-        created: object = registry.create(info.name, **{key: _number(value) for key, value in info.config.items()})
+        created: object = registry.create(info.name, **{key: _read_number(value) for key, value in info.config.items()})
     except SettingsError as error:
         raise SettingsError(
             f"the profile's scheduler {info.name!r} cannot be rebuilt from its recorded settings: {error}; "
@@ -83,6 +83,6 @@ def scheduler_of(info: SchedulerInfo) -> Scheduler | None:
     return created
 
 
-def _number(value: Any) -> Any:
+def _read_number(value: Any) -> Any:
     """Return the infinite number that a text stands for: JSON has none, so that a record holds them as text."""
     return float(value) if value in (str(math.inf), str(-math.inf)) else value

@@ -6,13 +6,16 @@ from typing import ClassVar
 
 from attrs import field, frozen
 
-from cachepolicies._policy import Needs
-from cachepolicies._settings import one_of
-from cachepolicies.profiles.schema import Curve, Interpolation, Profile
+from cachepolicies.base.errors import NeedsError
+from cachepolicies.base.settings import one_of
+from cachepolicies.contracts.policy import Needs
+from cachepolicies.contracts.score import Score
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.profiles.schema import RECALIBRATE, Curve, Interpolation, Profile
 
 
 @frozen(eq=False)
-class FromSensitivities:
+class FromSensitivities(Score):
     """A score of the newest refresh only, from curves of the profile.
 
     Attributes:
@@ -24,26 +27,16 @@ class FromSensitivities:
         SettingsError: another interpolation.
     """
 
-    name: ClassVar[str]
     curves: ClassVar[tuple[str, ...]]
 
     profile: Profile = field(repr=False)
     interpolation: Interpolation = field(default="linear", validator=one_of("linear", "nearest"))
     _read: tuple[Curve, ...] = field(init=False, repr=False)
 
-    def __attrs_post_init__(self) -> None:
+    @_read.default
+    def _curves_of_profile(self) -> tuple[Curve, ...]:
         self.profile.require(self.name, self.curves, "score")
-        object.__setattr__(self, "_read", tuple(self.profile.curves[name] for name in self.curves))
-
-    @property
-    def order(self) -> int:
-        """The newest refresh only."""
-        return 0
-
-    @property
-    def growth(self) -> float:
-        """First order: 1."""
-        return 1.0
+        return tuple(self.profile.curves[name] for name in self.curves)
 
     @property
     def needs(self) -> Needs:
@@ -53,3 +46,14 @@ class FromSensitivities:
     def _values(self, t: float) -> list[float]:
         """Return what the curves say at t, in their order."""
         return [curve.at(t, self.interpolation) for curve in self._read]
+
+
+def profile_for(score: str, setup: Setup) -> Profile:
+    """Return the profile of a set-up.
+
+    Raises:
+        NeedsError: there is none.
+    """
+    if setup.profile is None:
+        raise NeedsError(f"the score {score!r} needs a profile; {RECALIBRATE}")
+    return setup.profile

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
-from cachepolicies.scores._sensitivities import FromSensitivities
+from cachepolicies.base.settings import one_of
+from cachepolicies.contracts.score import ScoreSettings
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.profiles.schema import Interpolation
+from cachepolicies.scores._sensitivities import FromSensitivities, profile_for
 
 
 @frozen(eq=False)
@@ -34,3 +38,24 @@ class Bound(FromSensitivities):
         t_r = refreshes[0]
         alpha_x, alpha_t = self._values(t_r)
         return alpha_x * displacement + alpha_t * abs(t - t_r)
+
+
+@frozen
+class BoundSettings(ScoreSettings):
+    """The paper's score, whatever the substitute: `Bound`.
+
+    Attributes:
+        interpolation: how the curves are read between calibrated timesteps.
+    """
+
+    name: ClassVar[str] = "bound"
+
+    interpolation: Interpolation = field(default="linear", validator=one_of("linear", "nearest"))
+
+    def resolve(self, setup: Setup) -> Bound:
+        """Return the score on the profile.
+
+        Raises:
+            NeedsError: there is no profile, or it lacks a curve.
+        """
+        return Bound(profile_for(self.name, setup), self.interpolation)

@@ -6,9 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from attrs import frozen
+from attrs import field, frozen
 
-from cachepolicies.scores._sensitivities import FromSensitivities
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import one_of
+from cachepolicies.contracts.score import ScoreSettings
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.substitute import order_of
+from cachepolicies.profiles.schema import Interpolation
+from cachepolicies.scores._sensitivities import FromSensitivities, profile_for
 
 
 @frozen(eq=False)
@@ -38,3 +44,32 @@ class Correlated(FromSensitivities):
         rho = min(1.0, max(-1.0, correlation))
         # As the sum of two squares that cannot be negative: a^2 + b^2 - 2ab rounds below 0.
         return math.sqrt((a - b) ** 2 + 2.0 * (1.0 + rho) * a * b)
+
+
+@frozen
+class CorrelatedSettings(ScoreSettings):
+    """The sharper score, for a substitute that holds: `Correlated`.
+
+    Attributes:
+        interpolation: how the curves are read between calibrated timesteps.
+    """
+
+    name: ClassVar[str] = "correlated"
+
+    interpolation: Interpolation = field(default="linear", validator=one_of("linear", "nearest"))
+
+    def resolve(self, setup: Setup) -> Correlated:
+        """Return the score on the profile.
+
+        Raises:
+            NeedsError: there is no profile, or it lacks a curve.
+            SettingsError: the substitute extrapolates.
+        """
+        profile = profile_for(self.name, setup)
+        if (order_of(setup.substitute) or 0) > 0:
+            raise SettingsError(
+                f"the score 'correlated' predicts how far the output moves, which is the error of hold and not that of "
+                f"the extrapolation {setup.substitute.name!r}; use score='substitute', or 'bound' to be on the safe "
+                "side"
+            )
+        return Correlated(profile, self.interpolation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,7 +9,8 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from cachepolicies._errors import InputError
+from cachepolicies.base.curves import locate
+from cachepolicies.base.errors import InputError
 from cachepolicies.profiles.schema import Profile
 
 Floats = NDArray[np.float64]
@@ -32,24 +32,27 @@ class Displacement:
     """
 
     profile: Profile = field(repr=False)
-    _levels: tuple[float, ...] = field(init=False, repr=False)
-    _rising: tuple[float, ...] = field(init=False, repr=False)
     _speed: Floats = field(init=False, repr=False)
     _mean: list[list[float]] = field(init=False, repr=False)
+    _rising: tuple[float, ...] = field(init=False, repr=False)
 
-    def __attrs_post_init__(self) -> None:
+    @_speed.default
+    def _speed_of_samples(self) -> Floats:
         self.profile.require("displacement", ("displacement",), "table")
-        levels = self.profile.timesteps
-        speed = _secant_speed(levels, self.profile.tables["displacement"].astype(np.float64))
-        object.__setattr__(self, "_levels", levels)
-        object.__setattr__(self, "_rising", tuple(-t for t in levels))
-        object.__setattr__(self, "_speed", speed)
-        object.__setattr__(self, "_mean", speed.mean(axis=2).tolist())
+        return _secant_speed(self.profile.timesteps, self.profile.tables["displacement"].astype(np.float64))
+
+    @_mean.default
+    def _mean_speed(self) -> list[list[float]]:
+        return cast("list[list[float]]", self._speed.mean(axis=2).tolist())
+
+    @_rising.default
+    def _negated_levels(self) -> tuple[float, ...]:
+        return tuple(-t for t in self.profile.timesteps)
 
     def at(self, t_a: float, t_b: float) -> float:
         """Return the mean over the calibration samples, RMS; a few microseconds at most."""
-        i, u = self._place(t_a)
-        j, v = self._place(t_b)
+        i, u = locate(self._rising, -t_a)  # the calibrated step before, and how far it is on the way to the next
+        j, v = locate(self._rising, -t_b)
         first, second = self._mean[i], self._mean[i + 1] if u else self._mean[i]
         n = j + 1 if v else j
         upper = first[j] + v * (first[n] - first[j])
@@ -67,11 +70,11 @@ class Displacement:
             InputError: a noise level is not finite.
         """
         levels = tuple(float(t) for t in timesteps)
-        if levels == self._levels:
+        if levels == self.profile.timesteps:
             return self.profile.tables["displacement"].astype(np.float64)
         if not np.isfinite(levels).all():
             raise InputError(f"displacement: the timesteps {levels} are not all finite")
-        places = [self._place(t) for t in levels]
+        places = [locate(self._rising, -t) for t in levels]
         low = np.array([i for i, _ in places])
         share = np.array([u for _, u in places])
         high = low + (share > 0)
@@ -79,16 +82,6 @@ class Displacement:
         speed = rows[:, low] * (1 - share)[None, :, None] + rows[:, high] * share[None, :, None]
         gaps = np.abs(np.subtract.outer(levels, levels))
         return cast("Floats", speed * gaps[:, :, None])
-
-    def _place(self, t: float) -> tuple[int, float]:
-        """Return the calibrated step at or before t and how far t lies on the way to the next, in [0, 1)."""
-        right = bisect_right(self._rising, -t)
-        if right == 0:
-            return 0, 0.0
-        if right == len(self._rising):
-            return right - 1, 0.0
-        start, end = self._rising[right - 1], self._rising[right]
-        return right - 1, (-t - start) / (end - start)
 
 
 def _secant_speed(levels: Sequence[float], table: Floats) -> Floats:

@@ -5,30 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen, validate
+from attrs.validators import optional
 
-from cachepolicies._policy import Needs
-from cachepolicies._settings import positive
+from cachepolicies.base.settings import positive
+from cachepolicies.contracts.policy import Needs
+from cachepolicies.contracts.score import Score
 from cachepolicies.profiles.schema import Profile
 from cachepolicies.scores.displacement import Displacement
 from cachepolicies.scores.growth import Growth, measure
 
 if TYPE_CHECKING:
-    from cachepolicies._substitute import Extrapolation
+    from cachepolicies.contracts.substitute import Extrapolation
 
 TABLES = ("change", "displacement")
 _REMEMBERED = 4096
 
 
-def _optional_positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if value is not None:
-        positive(instance, attribute, value)
-
-
 @frozen(eq=False)
-class Extrapolated:
+class Extrapolated(Score):
     """``S = kappa_p(t) * (prod_i |tau - tau_ri| / (p + 1)!) ** e * (displacement / D(t_r0, t)) ** b``, i from 0 to p.
 
     The product is the remainder of polynomial extrapolation through the refreshes r0, r1, ... in the substitute's own
@@ -42,7 +39,7 @@ class Extrapolated:
 
     Attributes:
         profile: has the tables ``change`` and ``displacement``.
-        substitute: follows `cachepolicies._substitute.Extrapolation`.
+        substitute: follows `cachepolicies.contracts.substitute.Extrapolation`.
         exponent: e; fitted for every order where it is ``None``, else the one given for all.
 
     Raises:
@@ -54,19 +51,26 @@ class Extrapolated:
 
     profile: Profile = field(repr=False)
     substitute: Extrapolation
-    exponent: float | None = field(default=None, validator=_optional_positive)
+    exponent: float | None = field(default=None, validator=optional(positive))
     _growths: tuple[Growth, ...] = field(init=False, repr=False)
     _moved: Displacement = field(init=False, repr=False)
+    # A schedule's time may take tensors to compute, and a run asks for the same few again and again.
     _tau: Callable[[float], float] = field(init=False, repr=False)
 
-    def __attrs_post_init__(self) -> None:
+    @_growths.default
+    def _fitted_laws(self) -> tuple[Growth, ...]:
+        validate(self)  # attrs would do so after the fit
         self.profile.require(self.name, TABLES, "score")
         orders = range(self.substitute.order + 1)
-        growths = tuple(measure(self.profile, self.substitute, order, self.exponent) for order in orders)
-        object.__setattr__(self, "_growths", growths)
-        object.__setattr__(self, "_moved", Displacement(self.profile))
-        # A schedule's time may take tensors to compute, and a run asks for the same few again and again.
-        object.__setattr__(self, "_tau", lru_cache(maxsize=_REMEMBERED)(self.substitute.time))
+        return tuple(measure(self.profile, self.substitute, order, self.exponent) for order in orders)
+
+    @_moved.default
+    def _displacement_of_profile(self) -> Displacement:
+        return Displacement(self.profile)
+
+    @_tau.default
+    def _remembered_time(self) -> Callable[[float], float]:
+        return lru_cache(maxsize=_REMEMBERED)(self.substitute.time)
 
     @property
     def order(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -12,11 +11,12 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from cachepolicies._errors import NeedsError, PolicyError
+from cachepolicies.base.curves import locate
+from cachepolicies.base.errors import NeedsError, PolicyError
 from cachepolicies.profiles.schema import RECALIBRATE, Profile
 
 if TYPE_CHECKING:
-    from cachepolicies._substitute import Extrapolation
+    from cachepolicies.contracts.substitute import Extrapolation
 
 Floats = NDArray[np.float64]
 
@@ -87,14 +87,9 @@ class Growth:
         return math.exp(self._log(t) + self.exponent * (math.log(product) - self._log_factorial))
 
     def _log(self, t: float) -> float:
-        ts, logs = self.t, self.log_kappa
-        right = bisect_left(ts, t)
-        if right == 0:
-            return logs[0]
-        if right == len(ts):
-            return logs[-1]
-        share = (t - ts[right - 1]) / (ts[right] - ts[right - 1])
-        return logs[right - 1] + share * (logs[right] - logs[right - 1])
+        before, share = locate(self.t, t)
+        log = self.log_kappa[before]
+        return log + share * (self.log_kappa[before + 1] - log) if share else log
 
 
 def combination_rms(change: Floats, steps: NDArray[np.int64], weights: Floats) -> Floats:

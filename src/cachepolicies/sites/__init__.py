@@ -1,9 +1,33 @@
-"""Sites: where an evaluation is cut."""
+"""Sites: where an evaluation is cut, one file each."""
 
-from cachepolicies.sites.base import Invocation as Invocation
-from cachepolicies.sites.base import Site as Site
+from cachepolicies.contracts.site import ResolvedSite as ResolvedSite
+from cachepolicies.contracts.site import Site as Site
+from cachepolicies.engine.call import Arrival as Arrival
+from cachepolicies.engine.engine import ServedCall as ServedCall
+from cachepolicies.engine.invocation import Invocation as Invocation
 from cachepolicies.sites.blocks import BlocksSite as BlocksSite
+from cachepolicies.sites.blocks import BlockStack as BlockStack
+from cachepolicies.sites.modules import ModulesSite as ModulesSite
+from cachepolicies.sites.output import Output as Output
 from cachepolicies.sites.output import OutputSite as OutputSite
+from cachepolicies.sites.resolve import as_site as as_site
+from cachepolicies.sites.signals import outside_signals as outside_signals
+from cachepolicies.sites.submodule import Submodule as Submodule
 from cachepolicies.sites.submodule import SubmoduleSite as SubmoduleSite
 
-__all__ = ["BlocksSite", "Invocation", "OutputSite", "Site", "SubmoduleSite"]
+__all__ = [
+    "Arrival",
+    "BlockStack",
+    "BlocksSite",
+    "Invocation",
+    "ModulesSite",
+    "Output",
+    "OutputSite",
+    "ResolvedSite",
+    "ServedCall",
+    "Site",
+    "Submodule",
+    "SubmoduleSite",
+    "as_site",
+    "outside_signals",
+]

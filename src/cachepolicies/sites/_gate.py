@@ -1,23 +1,32 @@
-"""Gates: for the length of one call of the denoiser, a module's calls go through a function of ours.
+"""Gates: for the length of one call of the denoiser, a module's calls in this thread go through a function of ours.
 
 A gate sits around ``module(...)``, not inside ``forward``: hooks, offloading and LoRA stay as they are, and a block
 that was compiled by itself stays one graph. It works by exchanging the module's class for a subclass with another
-``__call__``, as ``torch.nn.utils.parametrize`` and FSDP do, and back when the call is over; between calls nothing about
-the model differs.
+``__call__``, as ``torch.nn.utils.parametrize`` and FSDP do, and back when the last call is over; between calls nothing
+about the model differs. A gate belongs to the thread that put it there: whoever calls the module in another thread,
+cached or not, passes it as if it were not there.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from torch import nn
 
-from cachepolicies._errors import RunError
+from cachepolicies.base.errors import RunError
 
-_HANDLER = "_cachepolicies_gate"
+_HANDLERS = "_cachepolicies_gates"
+"""Attribute of a gated module: thread to handler."""
+
+_exchanging = threading.Lock()
+
+_here = threading.local()
+"""Its ``thread`` is the identity of this thread, once it has placed a gate. ``torch.compile`` can read it, and guards
+on it; a call of ``threading.get_ident`` would break the graph, in every block."""
 
 
 class Handler(Protocol):
@@ -29,42 +38,72 @@ class Handler(Protocol):
 
 
 class _Gated:
-    """First in the bases of a gated class."""
+    """First in the bases of a gated class.
 
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self, _Gated):
-            # the call is over, and the gate off: gradient checkpointing runs the module again in the backward pass
-            return self(*args, **kwargs)
-        handler: Handler = self.__dict__[_HANDLER]
-        return handler(super().__call__, args, kwargs)  # type: ignore[misc]  # the module's class comes next
+    Attributes:
+        ungated: the module's own class.
+    """
+
+    ungated: Any
 
 
 @functools.cache
 def _gated(kind: Any) -> type[nn.Module]:
     """Return the gated subclass; the same one every time, which a compiled graph's guards rely on."""
-    return type(kind.__name__, (_Gated, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+    own_call = kind.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Without a handler of this thread the call is somebody else's; or it comes after the gate was taken off, as
+        # when gradient checkpointing runs the module again in the backward pass.
+        handlers = self.__dict__.get(_HANDLERS)
+        handler: Handler | None = None if handlers is None else handlers.get(getattr(_here, "thread", None))
+        if handler is None:
+            return own_call(self, *args, **kwargs)
+        return handler(super(made, self).__call__, args, kwargs)
+
+    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "ungated": kind, "__call__": call}
+    made: Any = type(kind.__name__, (_Gated, kind), members)
+    return made  # type: ignore[no-any-return]
 
 
 @contextmanager
 def gates(handlers: Mapping[nn.Module, Handler]) -> Iterator[None]:
-    """Put a gate around every module for the length of the context.
+    """Put a gate around every module for the calls of this thread, for the length of the context.
 
     Raises:
-        RunError: a module has a gate already: two sites work on one model at the same time.
+        RunError: a module has a gate of this thread already: two sites work on one model at the same time.
     """
-    placed: list[tuple[nn.Module, type[nn.Module]]] = []
+    thread = _here.thread = threading.get_ident()
+    placed: list[nn.Module] = []
     try:
-        for module, handler in handlers.items():
-            kind: Any = type(module)
-            if issubclass(kind, _Gated):
-                raise RunError(
-                    f"a {kind.__name__} of this model is inside another cached call; use one cache on a model at a time"
-                )
-            module.__dict__[_HANDLER] = handler
-            object.__setattr__(module, "__class__", _gated(kind))
-            placed.append((module, kind))
+        with _exchanging:
+            for module, handler in handlers.items():
+                _place(module, handler, thread)
+                placed.append(module)
         yield
     finally:
-        for module, kind in placed:
-            object.__setattr__(module, "__class__", kind)
-            del module.__dict__[_HANDLER]
+        with _exchanging:
+            for module in placed:
+                _take_off(module, thread)
+
+
+def _place(module: nn.Module, handler: Handler, thread: int) -> None:
+    own: Any = module.__dict__.get(_HANDLERS)
+    if own is None:
+        module.__dict__[_HANDLERS] = {thread: handler}
+        kind: Any = type(module)
+        object.__setattr__(module, "__class__", _gated(kind))
+        return
+    if thread in own:
+        raise RunError(
+            f"a {type(module).__name__} of this model is inside another cached call; use one cache on a model at a time"
+        )
+    own[thread] = handler
+
+
+def _take_off(module: nn.Module, thread: int) -> None:
+    own = module.__dict__[_HANDLERS]
+    del own[thread]
+    if not own:
+        object.__setattr__(module, "__class__", type(module).ungated)  # type: ignore[attr-defined]  # gated above
+        del module.__dict__[_HANDLERS]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from cachepolicies._host import outside_graphs
+from cachepolicies.base.host import outside_graphs
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Resume = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes a part of the model, and returns it such that ``torch.compile`` sees it again."""
+
+
+_around = threading.local()
+
+
+def compiling_around() -> bool:
+    """Return whether this thread is inside a call that ``torch.compile`` left to Python: what it runs is compiled."""
+    return getattr(_around, "depth", 0) > 0
 
 
 def apart(function: Callable[Concatenate[Resume, P], R]) -> Callable[P, R]:
@@ -39,9 +48,11 @@ def apart(function: Callable[Concatenate[Resume, P], R]) -> Callable[P, R]:
 
             return seen
 
+        _around.depth = getattr(_around, "depth", 0) + 1
         try:
             return function(resume, *args, **kwargs)
         finally:
+            _around.depth -= 1
             set_eval_frame(compiler)
 
     return outside_graphs(call)

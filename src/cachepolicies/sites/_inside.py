@@ -1,54 +1,51 @@
-"""What the sites inside a model share: the decision is taken in the middle of a forward that is under way.
+"""What the sites with one place inside a model share: the decision is taken in the middle of a forward under way.
 
-The engine serves a call by reverse communication (`Engine.exchange`). When the forward reaches the site, the engine is
-asked. If the whole batch is evaluated, or the whole batch reused, the forward simply goes on. If the samples differ, it
-is broken off there, and the denoiser is called once on the rows to evaluate and once on the others: what runs before
-and behind the site sees a batch of its own size either way.
+When the forward reaches the site, the engine is asked. If the whole batch is evaluated, or the whole batch reused, the
+forward simply goes on. If the samples differ, it is broken off there, and the denoiser is called once on the rows to
+evaluate and once on the others: what runs before and behind the site sees a batch of its own size either way.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import threading
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
-from attrs import define, evolve
+from attrs import define
 from torch import Tensor, nn
 
-from cachepolicies._engine import Engine, Exchange, Wanted
-from cachepolicies._errors import RunError
-from cachepolicies._host import index_on
-from cachepolicies._run import Call
+from cachepolicies.base.errors import RunError
+from cachepolicies.base.host import index_on
+from cachepolicies.contracts.site import ResolvedSite
+from cachepolicies.engine.call import WHOLE, Arrival, EvaluationRequest, Exchange
+from cachepolicies.engine.engine import ServedCall
+from cachepolicies.engine.invocation import Invocation
 from cachepolicies.sites._gate import Handler, gates
+from cachepolicies.sites._graphs import compiling_around
 from cachepolicies.sites._rows import merge_rows
-from cachepolicies.sites.base import Invocation
+from cachepolicies.sites.flops import CountedFlops, can_count
 
 Mode = Literal["ask", "capture", "replace"]
 
 
-class Parted(Exception):  # noqa: N818  # a signal, no error
-    """Breaks a forward off at the site, because the samples of its batch part here. Never leaves this package."""
+class RowsDifferError(Exception):
+    """Breaks a forward off at the site: the samples of its batch go on differently. Never leaves this package."""
 
 
-class Passage:
-    """One call, served from inside the forward: the engine's exchange and what it has led to."""
+class PlaceExchange:
+    """The engine's exchange at the site's one place, and what it has led to."""
 
-    def __init__(self, engine: Engine, call: Call) -> None:
-        self._engine = engine
-        self._call = call
+    def __init__(self, served: ServedCall) -> None:
+        self.served = served
         self._exchange: Exchange | None = None
-        self.wanted: Wanted | None = None
+        self.wanted: EvaluationRequest | None = None
         self.result: Tensor | None = None
 
-    @property
-    def needs_signals(self) -> frozenset[str]:
-        """Names of the signals that the policy will look at; none where the call follows another branch's decision."""
-        wanted = self._engine.policy.needs.signals
-        return frozenset() if wanted and self._engine.follows(self._call) else wanted
-
-    def ask(self, signals: Mapping[str, Tensor]) -> None:
+    def ask(self, arrival: Arrival) -> None:
         """Let the engine decide; then either ``wanted`` or ``result`` is there."""
-        self._exchange = self._engine.exchange(evolve(self._call, signals=signals))
+        self._exchange = self.served.exchange(arrival)
         self._advance(None)
 
     def answer(self, fresh: Tensor) -> None:
@@ -70,7 +67,7 @@ class Passage:
 
 
 @define(eq=False)
-class Pass:
+class ForwardPass:
     """One pass of the model's forward through the site.
 
     Attributes:
@@ -90,51 +87,84 @@ class Pass:
     left: bool = False
 
 
-class InsideSite(ABC):
-    """A site inside a model: gates on some of its modules, and the order of events in one call."""
+class InsideSite(ResolvedSite):
+    """A site with one place inside a model: gates on some of its modules, and the order of events in one call.
+
+    What belongs to a forward under way is in attributes, which compiled blocks can guard on; every thread therefore has
+    a twin of its own.
+    """
 
     def __init__(self, network: nn.Module, name: str) -> None:
         self.network = network
-        self.name = name
-        self._pass = Pass("ask", 0)
-        self._passage: Passage | None = None
+        self._name = name
+        self._pass = ForwardPass("ask", 0)
+        self._exchange: PlaceExchange | None = None
+        self._flops: CountedFlops | None = None
+        self._flops_before = 0
+        self._countable = True
+        self._shares: dict[str, float] = {}
+        self._twins: WeakKeyDictionary[threading.Thread, InsideSite] = WeakKeyDictionary()
+        self._first_thread = threading.get_ident()
         self.replacing = False
         """Whether the blocks are bypassed. A plain attribute of its own: compiled blocks guard on it."""
 
     @property
+    def name(self) -> str:
+        """What the user wrote."""
+        return self._name
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The part of a call's work that a reuse skips; measured on the first call that is evaluated."""
+        return self._shares
+
     @abstractmethod
-    def signals(self) -> frozenset[str]:
-        """Names of the values from inside the model that this site can supply."""
+    def twin(self) -> InsideSite:
+        """Return the same site with nothing under way, for another thread."""
 
     @abstractmethod
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gates of one call, for these signals; the same objects every time."""
 
-    def serve(self, engine: Engine, call: Call, invocation: Invocation) -> Any:
-        """Serve one call; see `Site.serve`."""
-        passage = Passage(engine, call)
+    def serve(self, served: ServedCall, invocation: Invocation) -> Any:
+        """Serve one call; see `ResolvedSite.serve`."""
+        return self._of_this_thread()._serve(served, invocation)
+
+    def _of_this_thread(self) -> InsideSite:
+        if threading.get_ident() == self._first_thread:
+            return self
+        thread = threading.current_thread()
+        found = self._twins.get(thread)
+        if found is None:
+            found = self._twins[thread] = self.twin()
+            found._first_thread, found._shares = threading.get_ident(), self._shares
+        return found
+
+    def _serve(self, served: ServedCall, invocation: Invocation) -> Any:
+        exchange = PlaceExchange(served)
         try:
-            with gates(self.handlers(engine.policy.needs.signals)):
-                return self._served(engine, passage, invocation)
+            with gates(self.handlers(served.engine.signals)):
+                if self._shares or not self._countable or not served.engine.reuses:
+                    output = self._served(exchange, invocation)
+                else:
+                    output = self._measured(exchange, invocation)
+            served.leave()
+            return output
         except BaseException:
-            engine.reset()
-            self.reset()
+            served.request.reset()
             raise
         finally:
-            passage.close()
+            exchange.close()
             self._release()
-
-    def reset(self) -> None:  # noqa: B027  # most sites keep nothing
-        """Nothing is kept between calls beside the engine's own state."""
 
     # -- for the gates --------------------------------------------------------------------------------------------
 
-    def arrive(self, signals: Mapping[str, Tensor]) -> None:
+    def arrive(self, arrival: Arrival) -> None:
         """Note that the forward has reached the site; in mode ``"ask"``, let the engine decide how it goes on.
 
         Raises:
             RunError: it was here before in this call.
-            Parted: the samples of the batch are treated differently.
+            RowsDifferError: the samples of the batch are treated differently.
         """
         now = self._pass
         if now.entered:
@@ -143,22 +173,31 @@ class InsideSite(ABC):
                 "the network itself, so that every call of it is one call of the cache"
             )
         now.entered = True
-        passage = self._passage
-        if now.mode != "ask" or passage is None:
+        if self._flops is not None:
+            self._flops_before = self._flops.total
+        exchange = self._exchange
+        if now.mode != "ask" or exchange is None:
             return
-        passage.ask(signals)
-        wanted = passage.wanted
+        exchange.ask(arrival)
+        wanted = exchange.wanted
         if wanted is None:
-            self._turn("replace", passage.result)
+            self._turn("replace", exchange.result)
         elif wanted.rows is None and not wanted.audit:
             self._turn("capture", None)
         else:
-            raise Parted
+            raise RowsDifferError
 
     def leave(self, fresh: Tensor | None) -> None:
         """Note that the forward has left the site, with what was evaluated there (``None`` where it was replaced)."""
         self._pass.left = True
         self._pass.fresh = fresh
+        if self._flops is not None:
+            self._flops_before = self._flops.total - self._flops_before
+
+    @property
+    def asking(self) -> ServedCall | None:
+        """The call whose decision is taken at the site in this pass, ``None`` where it was taken before."""
+        return self._exchange.served if self._exchange is not None and self._pass.mode == "ask" else None
 
     @property
     def replacement(self) -> Tensor:
@@ -172,39 +211,48 @@ class InsideSite(ABC):
         """Rows of the caller's batch in this pass."""
         return self._pass.rows
 
+    def keep(self, value: Any) -> None:
+        """Keep something for the later calls of this branch and run."""
+        if self._exchange is not None:
+            self._exchange.served.keep(WHOLE, value)
+
+    def kept(self) -> Any:
+        """Return what was kept last, ``None`` if nothing."""
+        return None if self._exchange is None else self._exchange.served.kept(WHOLE)
+
     # -- order of events ------------------------------------------------------------------------------------------
 
-    def _served(self, engine: Engine, passage: Passage, invocation: Invocation) -> Any:
-        self._passage = passage
+    def _served(self, exchange: PlaceExchange, invocation: Invocation) -> Any:
+        self._exchange = exchange
         self._begin("ask", invocation.batch)
         try:
             output = invocation.run(None)
-        except Parted:
-            return self._in_parts(passage, invocation)
+        except RowsDifferError:
+            return self._in_parts(exchange, invocation)
         self._check_left()
         if self._pass.mode == "capture":
-            passage.answer(self._captured())
-            if engine.slices:
+            exchange.answer(self._captured())
+            if exchange.served.rows_may_part:
                 invocation.check_rows()
         return output
 
-    def _in_parts(self, passage: Passage, invocation: Invocation) -> Any:
+    def _in_parts(self, exchange: PlaceExchange, invocation: Invocation) -> Any:
         """Call the denoiser on the rows that are wanted, then on those that are reused; put the outputs together."""
         batch = invocation.batch
         everyone = tuple(range(batch))
         parts: list[tuple[tuple[int, ...], Any]] = []
-        while (wanted := passage.wanted) is not None:
+        while (wanted := exchange.wanted) is not None:
             rows = everyone if wanted.rows is None else wanted.rows
             self._begin("capture", len(rows))
             output = invocation.run(wanted.rows)
             self._check_left()
-            passage.answer(self._captured())
+            exchange.answer(self._captured())
             if not wanted.audit:
                 parts.append((rows, output))
         served = {row for rows, _ in parts for row in rows}
         rest = tuple(row for row in everyone if row not in served)
         if rest:
-            result = passage.result
+            result = exchange.result
             if result is None:
                 raise RunError("the engine ended an exchange without a result")
             whole = len(rest) == batch
@@ -216,7 +264,7 @@ class InsideSite(ABC):
         return parts[0][1] if len(parts) == 1 else merge_rows(parts, batch)
 
     def _begin(self, mode: Mode, rows: int, replacement: Tensor | None = None) -> None:
-        self._pass = Pass(mode, rows, replacement)
+        self._pass = ForwardPass(mode, rows, replacement)
         self.replacing = mode == "replace"
 
     def _turn(self, mode: Mode, replacement: Tensor | None) -> None:
@@ -239,6 +287,23 @@ class InsideSite(ABC):
                 "eager model, or compile it with torch.compile, which is supported before and after enabling"
             )
 
+    def _measured(self, exchange: PlaceExchange, invocation: Invocation) -> Any:
+        """Serve a call, and count what the whole of it costs and what the site does, if it evaluates."""
+        if compiling_around():
+            return self._served(exchange, invocation)
+        if not can_count(invocation.function, self.network):
+            self._countable = False
+            return self._served(exchange, invocation)
+        with CountedFlops() as counter:
+            self._flops = counter
+            try:
+                output = self._served(exchange, invocation)
+            finally:
+                self._flops = None
+        if counter.total and self._pass.mode == "capture":
+            self._shares[WHOLE] = self._flops_before / counter.total
+        return output
+
     def _release(self) -> None:
-        self._passage = None
+        self._exchange = None
         self._begin("ask", 0)

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cachepolicies._errors import InputError
-from cachepolicies._host import index_on
+from cachepolicies.base.errors import InputError
+from cachepolicies.base.host import index_on
 
 
 def copies_of(tensor: Tensor, rows: int, what: str) -> int:

@@ -8,32 +8,68 @@ with *input + residual*: where the authors of SenCache (arXiv 2602.24208), TeaCa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from attrs import frozen
+from torch import Tensor, fx, nn
 
-from cachepolicies._errors import InputError, RunError, SettingsError
-from cachepolicies.adapters.base import Adapter, Blocks, HandsOn, OutputOf, submodule
+from cachepolicies.adapters.find import adapter_of, blocks_of
+from cachepolicies.base.errors import InputError, RunError, SettingsError
+from cachepolicies.contracts.adapter import Adapter, Blocks, BlockSignal, HandsOn, OutputOf, submodule
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.signal import Signal, SignalInput
+from cachepolicies.contracts.site import Site
+from cachepolicies.engine.call import WHOLE, Arrival
+from cachepolicies.engine.engine import ServedCall
 from cachepolicies.sites._arguments import ArgumentNames
 from cachepolicies.sites._gate import Handler
 from cachepolicies.sites._graphs import Resume, apart
 from cachepolicies.sites._inside import InsideSite
-from cachepolicies.sites._rows import by_sample, copies_of, pack, unpack
+from cachepolicies.sites._rows import copies_of, pack, unpack
 from cachepolicies.sites._weights import weights_at_hand
+from cachepolicies.sites.signals import read_signal, registered_signals
+
+
+@frozen
+class BlockStack(Site):
+    """Cuts around the block stack, as the adapter of the network's class describes it.
+
+    A class without one is served by a generic adapter where it is plain; see `cachepolicies.adapters.adapter_of`.
+    """
+
+    name: ClassVar[str] = "blocks"
+
+    def resolve(self, setup: Setup) -> BlocksSite:
+        """Return the site on the network.
+
+        Raises:
+            NeedsError: there is no network, or no adapter for its class.
+            SettingsError: the adapter names a module that the network does not have, or its blocks are one graph.
+        """
+        network = setup.network_for(self.name)
+        refuse_frozen_graphs(network)
+        adapter = adapter_of(network) if setup.adapter is None else setup.adapter
+        return BlocksSite(network, adapter, registered_signals(setup))
 
 
 class BlocksSite(InsideSite):
-    """Cuts around the block stack that an adapter describes."""
+    """The block stack of a network."""
 
-    def __init__(self, network: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, network: nn.Module, adapter: Adapter, signals: Mapping[str, Signal] | None = None) -> None:
         """Find the modules.
+
+        Args:
+            network: the module whose stack it is.
+            adapter: where the stack is, and which signals the class has.
+            signals: further ones by name; the adapter's own come first.
 
         Raises:
             SettingsError: the adapter names a module or an argument that the network does not have.
         """
         super().__init__(network, "blocks")
         self.adapter = adapter
+        self._registered = dict(signals or {})
         self._entering: list[Tensor] = []
         self._versions: list[int] = []
         self._seen: dict[str, Tensor] = {}
@@ -42,7 +78,7 @@ class BlocksSite(InsideSite):
     def _resolve(self) -> None:
         """Build the gates for the modules that the network has now."""
         network, adapter = self.network, self.adapter
-        blocks = _blocks_of(network, adapter)
+        blocks = list(blocks_of(network, adapter).values())
         self._first, first = blocks[0]
         names = ArgumentNames(self._first)
         for stream in adapter.streams:
@@ -55,10 +91,10 @@ class BlocksSite(InsideSite):
         self._members = self._current_members()
         self._handlers: dict[nn.Module, Handler] = {}
         self._with_taps: dict[frozenset[str], Mapping[nn.Module, Handler]] = {}
-        for place, (block, kind) in enumerate(blocks):
-            is_last = place == last and ends is None
-            if place == 0 or is_last:
-                self._handlers[block] = _Edge(self, block, kind, first=place == 0, last=is_last)
+        for at, (block, kind) in enumerate(blocks):
+            is_last = at == last and ends is None
+            if at == 0 or is_last:
+                self._handlers[block] = _Edge(self, block, kind, first=at == 0, last=is_last)
             else:
                 self._handlers[block] = _Between(self, block, kind.hands_on)
         if ends is not None:
@@ -66,14 +102,26 @@ class BlocksSite(InsideSite):
             self._handlers[end] = _End(self, ArgumentNames(end))
 
     def _current_members(self) -> list[nn.Module]:
-        members = [block for block, _ in _blocks_of(self.network, self.adapter)]
+        members: list[nn.Module] = []
+        for blocks in self.adapter.stack:  # at every call: without names and messages
+            module = submodule(self.network, blocks.path, "adapter")
+            members += module if isinstance(module, nn.ModuleList) else [module]
         paths = [self.adapter.ends_before, *(s.path for s in self.adapter.signals.values() if isinstance(s, OutputOf))]
         return members + [submodule(self.network, path, "adapter") for path in paths if path is not None]
 
     @property
     def signals(self) -> frozenset[str]:
-        """Names of the values that the adapter can supply."""
-        return frozenset(self.adapter.signals)
+        """Those that the adapter has, and those that are registered for any network."""
+        return frozenset({*self.adapter.signals, *self._registered})
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The first block, which stands for all."""
+        return {WHOLE: next(iter(blocks_of(self.network, self.adapter).values()))[0]}
+
+    def twin(self) -> BlocksSite:
+        """Return the same site for another thread."""
+        return BlocksSite(self.network, self.adapter, self._registered)
 
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gates of the stack, and of the modules whose outputs are wanted as signals."""
@@ -83,7 +131,7 @@ class BlocksSite(InsideSite):
         if found is None:
             taps: dict[nn.Module, Handler] = {}
             for name in sorted(signals):
-                source = self.adapter.signals[name]
+                source = self._source(name)
                 if isinstance(source, OutputOf):
                     tapped = submodule(self.network, source.path, f"signal {name!r} of {self.adapter.model!r}")
                     taps[tapped] = _Tap(self._seen, name, source, taps.get(tapped))
@@ -95,9 +143,16 @@ class BlocksSite(InsideSite):
     def enter(self, arguments: Mapping[str, Any]) -> None:
         """Note what enters the stack, and let the engine decide."""
         self._take(arguments)
-        passage = self._passage
-        wanted = passage.needs_signals if passage is not None and self._pass.mode == "ask" else frozenset()
-        self.arrive({name: self._signal(name, arguments) for name in wanted})
+        served = self.asking
+        wanted = frozenset() if served is None else served.wanted_signals()
+        signals = {name: self._signal(name, arguments) for name in wanted}
+        self.arrive(Arrival(WHOLE, self._packed_input(served), signals))
+
+    def _packed_input(self, served: ServedCall | None) -> Tensor | None:
+        """Return what enters the stack as one tensor, where somebody looks at it; putting it together is a copy."""
+        if served is None or not served.engine.looks_at_input:
+            return None
+        return pack([stream.detach() for stream in self._entering], self.rows, "what enters the block stack")
 
     def _take(self, arguments: Mapping[str, Any]) -> None:
         self._entering = [self._stream(arguments, stream) for stream in self.adapter.streams]
@@ -157,8 +212,12 @@ class BlocksSite(InsideSite):
         copies_of(value, self.rows, f"stream {name!r} of {type(self.network).__name__}")
         return value
 
+    def _source(self, name: str) -> BlockSignal | OutputOf | Signal:
+        own = self.adapter.signals.get(name)
+        return self._registered[name] if own is None else own
+
     def _signal(self, name: str, arguments: Mapping[str, Any]) -> Tensor:
-        source = self.adapter.signals[name]
+        source = self._source(name)
         with torch.no_grad():
             if isinstance(source, OutputOf):
                 if name not in self._seen:
@@ -169,11 +228,16 @@ class BlocksSite(InsideSite):
                 value = self._seen.pop(name)
             else:
                 with weights_at_hand(self._first):
-                    value = source(self._first, arguments)
-        value = value.detach()
-        if value.ndim and value.shape[0] == 1 != self.rows:  # one noise level for the whole batch
-            value = value.expand(self.rows, *value.shape[1:])
-        return by_sample(value, self.rows, f"signal {name!r} of {type(self.network).__name__}")
+                    value = self._read(source, arguments)
+        return read_signal(name, value, self.rows, type(self.network).__name__)
+
+    def _read(self, source: BlockSignal | Signal, arguments: Mapping[str, Any]) -> Tensor:
+        if not isinstance(source, Signal):
+            return source(self._first, arguments)
+        served = self.asking
+        if served is None:
+            raise RunError("a signal is read where the engine decides, and it has decided already")
+        return source.read(SignalInput(served.call.x, served.call.t, self.network, self._first, arguments))
 
     def _release(self) -> None:
         super()._release()
@@ -200,7 +264,7 @@ class _Edge:
     def __init__(self, site: BlocksSite, block: nn.Module, blocks: Blocks, *, first: bool, last: bool) -> None:
         self.site, self.block, self.blocks, self.first, self.last = site, block, blocks, first, last
         self.names = ArgumentNames(block)
-        self.places = _places(site.adapter, blocks) if last else []
+        self.positions = _return_positions(site.adapter, blocks) if last else []
         self._apart = apart(self._serve)
 
     def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -221,8 +285,8 @@ class _Edge:
     def _leaving(self, output: Any) -> list[Tensor]:
         """Return the streams from what the last block returned."""
         leaving = []
-        for stream, place, entered in zip(self.site.adapter.streams, self.places, self.site.entered, strict=True):
-            value = output if place is None else output[place]
+        for stream, position, entered in zip(self.site.adapter.streams, self.positions, self.site.entered, strict=True):
+            value = output if position is None else output[position]
             if not isinstance(value, Tensor):
                 raise InputError(
                     f"the last block of {type(self.site.network).__name__} returned a {type(value).__name__} where its "
@@ -236,13 +300,13 @@ class _Edge:
 
     def _with_streams(self, handed: Any, streams: list[Tensor]) -> Any:
         """Return what the last block would return, with the streams in their places."""
-        for place, value in zip(self.places, streams, strict=True):
-            joined = handed if place is None else handed[place]
+        for position, value in zip(self.positions, streams, strict=True):
+            joined = handed if position is None else handed[position]
             if self.blocks.part == "head":
                 value = torch.cat([value, joined[:, value.shape[1] :]], dim=1)
             elif self.blocks.part == "tail":
                 value = torch.cat([joined[:, : joined.shape[1] - value.shape[1]], value], dim=1)
-            handed = value if place is None else (*handed[:place], value, *handed[place + 1 :])
+            handed = value if position is None else (*handed[:position], value, *handed[position + 1 :])
         return handed
 
 
@@ -284,16 +348,17 @@ class _Tap:
         return output
 
 
-def _blocks_of(network: nn.Module, adapter: Adapter) -> list[tuple[nn.Module, Blocks]]:
-    found: list[tuple[nn.Module, Blocks]] = []
-    for blocks in adapter.stack:
-        module = submodule(network, blocks.path, f"adapter of {adapter.model!r}")
-        members = list(module) if isinstance(module, nn.ModuleList) else [module]
-        found += [(block, blocks) for block in members]
-    if not found:
-        paths = ", ".join(blocks.path for blocks in adapter.stack)
-        raise SettingsError(f"adapter of {adapter.model!r}: {paths} of this {type(network).__name__} hold no block")
-    return found
+def refuse_frozen_graphs(network: nn.Module) -> None:
+    """Refuse modules whose submodules do not run as Python modules any more.
+
+    Raises:
+        SettingsError: the network is scripted, traced or exported.
+    """
+    if isinstance(network, (torch.jit.ScriptModule, fx.GraphModule)):
+        raise SettingsError(
+            f"the model is a {type(network).__name__}: its blocks run inside one graph, where nothing can be skipped. "
+            "Enable the cache on the eager model and compile with torch.compile, or use site='output'"
+        )
 
 
 def _version(tensor: Tensor) -> int:
@@ -309,22 +374,22 @@ def _handed_on(hands_on: HandsOn, block: nn.Module, arguments: Mapping[str, Any]
     return hands_on(block, arguments)
 
 
-def _places(adapter: Adapter, blocks: Blocks) -> list[int | None]:
+def _return_positions(adapter: Adapter, blocks: Blocks) -> list[int | None]:
     """Return where in the return value of the last block each stream is, ``None`` where it is returned alone.
 
     Raises:
         SettingsError: a stream is not in it.
     """
     hands_on = blocks.hands_on
-    places: list[int | None] = []
+    positions: list[int | None] = []
     for stream in adapter.streams:
         if isinstance(hands_on, tuple) and stream in hands_on:
-            places.append(hands_on.index(stream))
+            positions.append(hands_on.index(stream))
         elif hands_on == stream:
-            places.append(None)
+            positions.append(None)
         else:
             raise SettingsError(
                 f"adapter of {adapter.model!r}: the last blocks, {blocks.path!r}, hand on {hands_on!r}, in which the "
                 f"stream {stream!r} is not; name the streams there, or set `ends_before`"
             )
-    return places
+    return positions

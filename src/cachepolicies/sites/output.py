@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+from attrs import field, frozen
 from torch import Tensor
 
-from cachepolicies._engine import Engine
-from cachepolicies._errors import RunError
-from cachepolicies._output import OutputForm, form_of, tensor_of
-from cachepolicies._run import Call
-from cachepolicies.sites.base import Invocation
+from cachepolicies.base.errors import RunError
+from cachepolicies.base.outputs import form_of, tensor_of
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.signal import Signal, SignalInput
+from cachepolicies.contracts.site import ResolvedSite, Site
+from cachepolicies.engine.call import WHOLE, Arrival
+from cachepolicies.engine.engine import ServedCall
+from cachepolicies.engine.invocation import Invocation
+from cachepolicies.sites.signals import outside_signals, read_signal
 
 
-class OutputSite:
+@frozen
+class Output(Site):
     """Cuts where the denoiser returns: a skipped evaluation runs nothing of it."""
 
-    name = "output"
-    signals: frozenset[str] = frozenset()
+    name: ClassVar[str] = "output"
 
-    def __init__(self) -> None:
-        self._forms: dict[str, OutputForm] = {}
+    def resolve(self, setup: Setup) -> OutputSite:
+        """Return the site; any callable has an output."""
+        return OutputSite(outside_signals(setup))
 
-    def serve(self, engine: Engine, call: Call, invocation: Invocation) -> Any:
-        """Serve one call; see `Site.serve`."""
+
+@frozen(eq=False)
+class OutputSite(ResolvedSite):
+    """The output of a denoiser.
+
+    Attributes:
+        readable: the signals that are read from the latent and t alone, by name.
+    """
+
+    name: ClassVar[str] = "output"
+
+    readable: Mapping[str, Signal] = field(factory=dict)
+    shares: Mapping[str, float] = field(factory=lambda: {WHOLE: 1.0}, repr=False)
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Those that need nothing from inside the model."""
+        return frozenset(self.readable)
+
+    def serve(self, served: ServedCall, invocation: Invocation) -> Any:
+        """Serve one call; see `ResolvedSite.serve`."""
 
         def evaluate(rows: Sequence[int] | None, audit: bool) -> Tensor:
-            if rows is None and engine.slices:
+            if rows is None and served.rows_may_part:
                 invocation.check_rows()
             output = invocation.run(rows)
             prediction, form = tensor_of(output), form_of(output)
-            if engine.slices and form.extra_tensors:
+            if served.rows_may_part and form.extra_tensors:
                 raise RunError(
                     "the denoiser returns further tensors beside its prediction, which cannot be merged row by row; "
                     "use per_sample=False"
                 )
             if not audit:
-                self._forms[call.branch] = form
+                served.keep(WHOLE, form)
             return prediction
 
-        try:
-            prediction = engine.call(call, evaluate)
-        except BaseException:
-            self._forms.clear()
-            raise
-        return self._forms[call.branch].fill(prediction)
-
-    def reset(self) -> None:
-        """Forget the last output's form."""
-        self._forms.clear()
+        call, signals = served.call, {}
+        for name in served.wanted_signals():
+            at = SignalInput(call.x, call.t)
+            signals[name] = read_signal(name, self.readable[name].read(at), invocation.batch, "the denoiser")
+        given = call.x if served.engine.looks_at_input else None
+        prediction = served.serve(Arrival(WHOLE, given, signals), evaluate)
+        served.leave()
+        return served.kept(WHOLE).fill(prediction)

@@ -8,7 +8,8 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor, nn
 
-from cachepolicies.adapters.base import Adapter
+from cachepolicies.contracts.adapter import Adapter
+from cachepolicies.engine.call import Arrival
 from cachepolicies.sites._gate import gates
 from cachepolicies.sites._rows import by_sample
 from cachepolicies.sites.blocks import BlocksSite
@@ -62,7 +63,7 @@ class BlocksProbe(BlocksSite):
         self._pass.entered = False
         self._take(arguments)
         self._signals_now = {name: self._signal(name, arguments) for name in sorted(self.signals)}
-        self.arrive({})
+        self.arrive(Arrival())
 
     def capture(self, leaving: list[Tensor]) -> None:
         """Take the residual, detached."""

@@ -3,73 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from attrs import field, frozen
+from torch import nn
 
-from cachepolicies._errors import InputError, RunError
-from cachepolicies.adapters.base import submodule
+from cachepolicies.base.errors import RunError
+from cachepolicies.base.settings import a_name
+from cachepolicies.contracts.adapter import submodule
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.signal import Signal, SignalInput
+from cachepolicies.contracts.site import Site
+from cachepolicies.engine.call import WHOLE, Arrival
 from cachepolicies.sites._gate import Handler
 from cachepolicies.sites._graphs import Resume, apart
 from cachepolicies.sites._inside import InsideSite
-from cachepolicies.sites._rows import copies_of, pack, replace_tensors, tensors_in, unpack
+from cachepolicies.sites.blocks import refuse_frozen_graphs
+from cachepolicies.sites.modules import OutputTensors, first_tensor
+from cachepolicies.sites.signals import outside_signals, read_signal
+
+
+@frozen
+class Submodule(Site):
+    """Cuts at the output of one module.
+
+    Attributes:
+        path: of the module, as ``named_modules`` spells it.
+    """
+
+    name: ClassVar[str] = "module"
+
+    path: str = field(validator=a_name)
+
+    def resolve(self, setup: Setup) -> SubmoduleSite:
+        """Return the site on the network.
+
+        Raises:
+            NeedsError: there is no network.
+            SettingsError: the network has no module at this path; or it runs inside one graph.
+        """
+        network = setup.network_for(self.path)
+        refuse_frozen_graphs(network)
+        return SubmoduleSite(network, self.path, outside_signals(setup))
 
 
 class SubmoduleSite(InsideSite):
-    """Cuts at the output of one module, given by its path, as ``named_modules`` spells it."""
+    """The output of one module of a network."""
 
-    def __init__(self, network: nn.Module, path: str) -> None:
+    def __init__(self, network: nn.Module, path: str, signals: Mapping[str, Signal] | None = None) -> None:
         """Find the module.
+
+        Args:
+            network: that has it.
+            path: of the module.
+            signals: read from the latent and t, by name.
 
         Raises:
             SettingsError: the network has no module at this path.
         """
         super().__init__(network, path)
-        self._module = submodule(network, path, "site")
-        self._gates: dict[nn.Module, Handler] = {self._module: _Around(self)}
-        self._form: Any = None
-        self._shapes: list[torch.Size] = []
+        self._signals = dict(signals or {})
+        self._gates: dict[nn.Module, Handler] = {submodule(network, path, "site"): _Around(self)}
 
     @property
     def signals(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
+        """Those that need nothing from inside the model."""
+        return frozenset(self._signals)
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The module."""
+        return {WHOLE: submodule(self.network, self.name, "site")}
+
+    def twin(self) -> SubmoduleSite:
+        """Return the same site for another thread."""
+        return SubmoduleSite(self.network, self.name, self._signals)
 
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gate of the module."""
         return self._gates
 
-    def reset(self) -> None:
-        """Forget the form of the module's output."""
-        self._form, self._shapes = None, []
+    def enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note that the module is called, and let the engine decide."""
+        served = self.asking
+        signals, given = {}, None
+        if served is not None:
+            for wanted in served.wanted_signals():
+                at = SignalInput(served.call.x, served.call.t, self.network)
+                signals[wanted] = read_signal(wanted, self._signals[wanted].read(at), self.rows, self.name)
+            if served.engine.looks_at_input:
+                given = first_tensor(args, kwargs, self.rows, self.name)
+        self.arrive(Arrival(WHOLE, given, signals))
 
     def capture(self, output: Any) -> None:
         """Take what the module returned."""
-        tensors = tensors_in(output)
-        if not tensors:
-            raise InputError(f"module {self.name!r} returned {type(output).__name__} without a tensor to remember")
-        what = f"the output of {self.name!r}"
-        self._form = replace_tensors(output, [tensor.new_empty(0) for tensor in tensors])
-        self._shapes = [
-            torch.Size((copies_of(tensor, self.rows, what), *tensor.shape[1:])) for tensor in tensors
-        ]  # with the number of copies in the place of the batch
-        self.leave(pack(tensors, self.rows, what))
+        form, packed = OutputTensors.taken(output, self.rows, self.name)
+        self.keep(form)
+        self.leave(packed)
 
     def replaced(self) -> Any:
         """Return what the module would have returned."""
-        if not self._shapes:
+        form = self.kept()
+        if not isinstance(form, OutputTensors):
             raise RunError(f"site {self.name!r}: nothing of it has been evaluated yet")
-        packed = self.replacement
-        tensors = unpack(packed, self._like(packed), self.rows)
+        output = form.filled(self.replacement, self.rows)
         self.leave(None)
-        return replace_tensors(self._form, tensors)
-
-    def _like(self, packed: Tensor) -> list[Tensor]:
-        return [
-            torch.empty((copies * self.rows, *rest), dtype=packed.dtype, device="meta")
-            for copies, *rest in self._shapes
-        ]
+        return output
 
 
 class _Around:
@@ -83,7 +122,7 @@ class _Around:
         return self._apart(proceed, args, kwargs)
 
     def _serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.site.arrive({})
+        self.site.enter(args, kwargs)
         if self.site.replacing:
             return self.site.replaced()
         output = resume(proceed)(*args, **kwargs)

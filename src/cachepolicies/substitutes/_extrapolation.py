@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -14,15 +14,13 @@ from attrs import Attribute, evolve, field, frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachepolicies._errors import NeedsError
-from cachepolicies._settings import finite, one_of, plain, refuse
-from cachepolicies._substitute import FILLED_IN, Prediction, Refresh
-from cachepolicies.schedulers.base import Scheduler
+from cachepolicies.base.errors import NeedsError
+from cachepolicies.base.settings import finite, one_of, plain, refuse
+from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.substitute import FILLED_IN, Context, Extrapolation, Prediction, Refresh
 from cachepolicies.schedulers.resolve import as_scheduler
 from cachepolicies.substitutes._path import OutputPath
-
-if TYPE_CHECKING:
-    from cachepolicies.profiles.schema import Profile
 
 Time = Literal["scheduler", "t", "sigma", "log-snr", "path"]
 Differences = Literal["newton", "taylorseer"]
@@ -56,7 +54,7 @@ def _scheduler(value: Any) -> Scheduler | None:
 
 
 @frozen(kw_only=True)
-class Extrapolating(ABC):
+class Extrapolating(Extrapolation):
     """A weighted sum of the last ``order + 1`` outputs of every row; the weights depend on the noise levels only.
 
     Every row has a history of its own. While it is short, and where two refreshes lie at one point of the axis or one
@@ -75,19 +73,12 @@ class Extrapolating(ABC):
         path: of the output, for ``time="path"``; filled in at set-up from the profile, if none was given.
     """
 
-    name: ClassVar[str]
-
     axis: Time = field(default="scheduler", alias="time", validator=one_of(*get_args(Time)))
     guard: float | None = field(default=2.0, converter=plain, validator=at_least_one)
     scheduler: Scheduler | None = field(default=None, converter=_scheduler, metadata=FILLED_IN)
     path: OutputPath | None = field(default=None, repr=False, metadata=FILLED_IN)
     # A function of t alone, which costs more to compute than to look up.
     _points: dict[float, float] = field(init=False, factory=dict, eq=False, repr=False)
-
-    @property
-    @abstractmethod
-    def order(self) -> int:
-        """Order of the extrapolation once the history is long enough."""
 
     @abstractmethod
     def weights(self, now: float, points: Sequence[float]) -> Weights:
@@ -102,11 +93,6 @@ class Extrapolating(ABC):
         """
 
     @property
-    def history(self) -> int:
-        """One refresh more than the order; as many outputs are kept for every branch."""
-        return self.order + 1
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """That t is extrapolated in for want of a scheduler, where that is so."""
         if self.axis == "scheduler" and self.scheduler is None and self.order > 0:
@@ -116,14 +102,15 @@ class Extrapolating(ABC):
             )
         return ()
 
-    def on(self: S, scheduler: Scheduler | None, profile: Profile | None = None) -> S:
-        """Return the substitute with this scheduler, and the profile's path, unless it was given its own.
+    def resolve(self: S, setup: Setup) -> S:
+        """Return the substitute with the scheduler in use, and the profile's path, unless it was given its own.
 
         Raises:
             NeedsError: ``time="sigma"`` or ``"log-snr"``, and no scheduler is known; ``time="path"``, and there is no
                 profile with the table ``change``.
         """
-        made = self if self.scheduler is not None or scheduler is None else evolve(self, scheduler=scheduler)
+        scheduler, profile = setup.scheduler if self.scheduler is None else None, setup.profile
+        made = self if scheduler is None else evolve(self, scheduler=scheduler)
         if made.axis == "path" and made.path is None and profile is not None:
             made = evolve(made, path=OutputPath.of(profile))
         made._resolved_axis()
@@ -181,14 +168,14 @@ class Extrapolating(ABC):
             found[row, : len(weights)] = weights
         return found
 
-    def predict(self, t: float, history: Sequence[Refresh]) -> Prediction:
-        """Return the extrapolation ``(B, ...)`` to t, in the dtype of the outputs, with the order of every row."""
+    def predict(self, context: Context, history: Sequence[Refresh]) -> Prediction:
+        """Return the extrapolation ``(B, ...)`` to the present t, in the outputs' dtype, with every row's order."""
         known: dict[tuple[float, ...], tuple[Weights, int]] = {}
         rows = []
         for row in range(len(history[0].filled)):
             levels = tuple(refresh.t[row] for refresh in history if refresh.filled[row])
             if levels not in known:
-                known[levels] = self._combination(t, levels) if levels else ((1.0,), 0)
+                known[levels] = self._combination(context.t, levels) if levels else ((1.0,), 0)
             rows.append(known[levels])
         outputs = [refresh.output for refresh in history]
         order = tuple(used for _, used in rows)

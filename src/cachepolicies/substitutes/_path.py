@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from cachepolicies._errors import NeedsError
+from cachepolicies.base.curves import segment
+from cachepolicies.base.errors import NeedsError
 
 if TYPE_CHECKING:
     from cachepolicies.profiles.schema import Profile
@@ -48,7 +48,7 @@ class OutputPath:
 
     def at(self, t: float) -> float:
         """Return the length at t, linear between the calibrated levels and beyond them with the slope of the end."""
-        place = min(max(bisect_right(self.t, t), 1), len(self.t) - 1)
-        low, high = self.t[place - 1], self.t[place]
-        start, end = self.length[place - 1], self.length[place]
+        before = segment(self.t, t)
+        low, high = self.t[before : before + 2]
+        start, end = self.length[before : before + 2]
         return start + (end - start) * (t - low) / (high - low)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from attrs import Attribute, field, frozen
 
-from cachepolicies._settings import non_negative_int, one_of, plain, positive
+from cachepolicies.base.settings import non_negative_int, one_of, plain, positive
 from cachepolicies.substitutes._extrapolation import Differences, Extrapolating, Weights, derivatives
 
 
@@ -46,7 +46,8 @@ class Hermite(Extrapolating):
 
     def weights(self, now: float, points: Sequence[float]) -> Weights:
         """Return the weights of the sum."""
-        unit = points[0] - points[1] if self.unit is None else math.copysign(self.unit, points[0] - points[1])
+        last = points[0] - points[1]
+        unit = last if self.unit is None else self.unit * last / abs(last)  # arrays too, see `many_coefficients`
         found = derivatives([point / unit for point in points], self.differences)
         basis = hermite_polynomials(self.scale * (now - points[0]) / unit, len(points))
         factors = [self.scale**i * value / math.factorial(i) for i, value in enumerate(basis)]

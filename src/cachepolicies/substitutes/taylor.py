@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from attrs import field, frozen
 
-from cachepolicies._settings import non_negative_int, one_of, plain
+from cachepolicies.base.settings import non_negative_int, one_of, plain
 from cachepolicies.substitutes._extrapolation import Differences, Extrapolating, Weights, derivatives
 
 

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
-from cachepolicies._policy import Needs
-from cachepolicies._settings import non_negative, plain
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo
-from cachepolicies.tolerances.base import ToleranceAt
+from cachepolicies.base.settings import non_negative, plain
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.contracts.tolerance import ToleranceAt, ToleranceSchedule
 
 if TYPE_CHECKING:
-    from cachepolicies.scores.base import Score
+    from cachepolicies.contracts.score import Score
 
 
 @frozen
-class Constant:
+class Constant(ToleranceSchedule):
     """The same tolerance at every step.
 
     Attributes:
@@ -27,11 +26,6 @@ class Constant:
     name: ClassVar[str] = "constant"
 
     epsilon: float = field(converter=plain, validator=non_negative)
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing."""
-        return Needs()
 
     def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
         """Return the constant as a function of the step."""

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import Attribute, field, frozen
 
-from cachepolicies._policy import Needs
-from cachepolicies._settings import refuse
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo
-from cachepolicies.tolerances.base import ToleranceAt, checked
+from cachepolicies.base.settings import refuse
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.contracts.tolerance import ToleranceAt, ToleranceSchedule, checked
 
 if TYPE_CHECKING:
-    from cachepolicies.scores.base import Score
+    from cachepolicies.contracts.score import Score
 
 
 def _function(instance: object, attribute: Attribute[Any], value: Any) -> None:
@@ -23,7 +22,7 @@ def _function(instance: object, attribute: Attribute[Any], value: Any) -> None:
 
 
 @frozen
-class OfT:
+class OfT(ToleranceSchedule):
     """A function of t, as it is. It is not registered: a function cannot be written in a spec.
 
     Attributes:
@@ -33,11 +32,6 @@ class OfT:
     name: ClassVar[str] = "of-t"
 
     function: Callable[[float], float] = field(validator=_function)
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing."""
-        return Needs()
 
     def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
         """Return the function of the step's t; it raises `SettingsError` where the user's returns no tolerance."""

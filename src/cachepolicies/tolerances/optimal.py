@@ -6,32 +6,27 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from weakref import WeakKeyDictionary
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
+from attrs.validators import optional
 
-from cachepolicies._errors import NeedsError, SettingsError
-from cachepolicies._policy import Needs
-from cachepolicies._settings import one_of, plain, positive
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo, Step
-from cachepolicies.tolerances.base import ToleranceAt
+from cachepolicies.base.errors import NeedsError, SettingsError
+from cachepolicies.base.settings import one_of, plain, positive
+from cachepolicies.contracts.policy import Needs
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo, Step
+from cachepolicies.contracts.tolerance import ToleranceAt, ToleranceSchedule
+from cachepolicies.planning.weights import CURVES_OF
 
 if TYPE_CHECKING:
+    from cachepolicies.contracts.score import Score
     from cachepolicies.planning.tolerance_curve import ToleranceCurve
     from cachepolicies.planning.weights import WeightKind
-    from cachepolicies.scores.base import Score
 
 _Curves: TypeAlias = "MutableMapping[Any, dict[tuple[tuple[float, ...], int], ToleranceCurve]]"
 
-_CURVES_OF: dict[str, tuple[str, ...]] = {"measured": ("weight",), "bound": ("alpha_x",), "uniform": ()}
-
-
-def _optional_positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if value is not None:
-        positive(instance, attribute, value)
-
 
 @frozen
-class Optimal:
+class Optimal(ToleranceSchedule):
     """``eps(t) = c * sqrt(s(t) / w(t))``, and its form for higher orders, with c from a budget or a final error.
 
     s is the score over one step and w what an error at the step does to the sample; the derivation is in
@@ -48,9 +43,9 @@ class Optimal:
 
     name: ClassVar[str] = "optimal"
 
-    nfe: float | None = field(default=None, converter=plain, validator=_optional_positive)
-    target: float | None = field(default=None, converter=plain, validator=_optional_positive)
-    weights: WeightKind = field(default="measured", validator=one_of(*_CURVES_OF))
+    nfe: float | None = field(default=None, converter=plain, validator=optional(positive))
+    target: float | None = field(default=None, converter=plain, validator=optional(positive))
+    weights: WeightKind = field(default="measured", validator=one_of(*CURVES_OF))
     # By score, which belongs to one profile and substitute; it goes when the denoiser goes.
     _curves: _Curves = field(factory=WeakKeyDictionary, init=False, repr=False, eq=False)
 
@@ -66,7 +61,7 @@ class Optimal:
     @property
     def needs(self) -> Needs:
         """The displacements, what the weights are made from, and the run's timesteps."""
-        return Needs(curves=_CURVES_OF[self.weights], tables=("displacement",), run_length=True)
+        return Needs(curves=CURVES_OF[self.weights], tables=("displacement",), run_length=True)
 
     @property
     def max_reuse(self) -> int | None:

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import Attribute, field, frozen
 
-from cachepolicies._errors import SettingsError
-from cachepolicies._planned_for import check_planned_for
-from cachepolicies._policy import Needs
-from cachepolicies._settings import refuse
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo, Step
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import refuse
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo, Step
+from cachepolicies.contracts.tolerance import ToleranceAt, ToleranceSchedule
+from cachepolicies.planning.fits import check_planned_for
 from cachepolicies.scores import score_name
-from cachepolicies.tolerances.base import ToleranceAt
 
 if TYPE_CHECKING:
-    from cachepolicies.planning._plan import Plan
+    from cachepolicies.contracts.score import Score
+    from cachepolicies.planning.plan_record import Plan
     from cachepolicies.planning.tolerance_curve import ToleranceCurve
-    from cachepolicies.scores.base import Score
 
 
 def _path(instance: object, attribute: Attribute[Any], value: Any) -> None:
@@ -30,14 +29,14 @@ def _path(instance: object, attribute: Attribute[Any], value: Any) -> None:
 def _plan(instance: object, attribute: Attribute[Any], value: Any) -> None:
     if value is None:
         return
-    from cachepolicies.planning._plan import Plan
+    from cachepolicies.planning.plan_record import Plan
 
     if not isinstance(value, Plan):
         refuse(instance, attribute, value, "a plan, as cachepolicies.planning.plan returns it")
 
 
 @frozen
-class Planned:
+class Planned(ToleranceSchedule):
     """The tolerance over t that a plan carries.
 
     On the mean of the calibration runs it gives the plan's own refreshes; a sample that moves faster or slower is
@@ -57,43 +56,60 @@ class Planned:
 
     path: str | Path | None = field(default=None, validator=_path)
     plan: Plan | None = field(default=None, validator=_plan, repr=False)
-    _read: Plan = field(init=False, repr=False, eq=False)
-    _curve: ToleranceCurve = field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if (self.path is None) == (self.plan is None):
             raise SettingsError("Planned: give either path, the file of a plan, or plan, the plan itself")
-        read = self.plan if self.plan is not None else _load(self.path)
-        if read.tolerance is None:
+        self.read()
+
+    def read(self) -> tuple[Plan, ToleranceCurve]:
+        """Return the plan and its curve, read from the file if a path is given.
+
+        Raises:
+            PlanError: the file cannot be read or is not a valid plan.
+            SettingsError: the plan has no curve.
+        """
+        plan = self.plan if self.plan is not None else _load(self.path)
+        if plan.tolerance is None:
             raise SettingsError(
-                f"this plan has no tolerance curve: {read.no_tolerance}. Its refreshes can still be followed with "
+                f"this plan has no tolerance curve: {plan.no_tolerance}. Its refreshes can still be followed with "
                 "the policy 'schedule'"
             )
-        object.__setattr__(self, "_read", read)
-        object.__setattr__(self, "_curve", read.tolerance)
+        return plan, plan.tolerance
 
     @property
     def curve(self) -> ToleranceCurve:
         """eps(t)."""
-        return self._curve
+        return self.read()[1]
 
-    @property
-    def needs(self) -> Needs:
-        """Nothing: the curve is in the plan, and is read by t."""
-        return Needs()
-
-    @property
-    def max_reuse(self) -> int | None:
-        """The plan's own limit."""
-        return self._read.max_reuse
-
-    def check(self, setup: Setup) -> None:
-        """Check that the plan was made for this model class and this substitute.
+    def resolve(self, setup: Setup) -> CurveOfPlan:
+        """Return the curve, if the plan was made for this model class and this substitute.
 
         Raises:
             SettingsError: it was made for others.
         """
-        check_planned_for(self._read, setup, "Planned")
+        plan, curve = self.read()
+        check_planned_for(plan, setup, "Planned")
+        return CurveOfPlan(curve, plan.max_reuse)
+
+    def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
+        """Return the curve as a function of the step; see `CurveOfPlan.start`."""
+        return self.resolve(setup).start(run, setup, score, max_reuse)
+
+
+@frozen
+class CurveOfPlan(ToleranceSchedule):
+    """The tolerance curve of a plan: `Planned`, resolved.
+
+    Attributes:
+        curve: eps(t).
+        max_reuse: the plan's own limit, ``None`` for none.
+    """
+
+    name: ClassVar[str] = "plan"
+
+    curve: ToleranceCurve
+    max_reuse: int | None = None
 
     def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
         """Return the curve as a function of the step.
@@ -108,7 +124,7 @@ class Planned:
                 f"{setup.substitute.name!r}, and the policy compares it with {score.name!r}; leave score='substitute', "
                 "or use a tolerance that is solved for the score in use, such as 'optimal:nfe=22'"
             )
-        curve = self._curve
+        curve = self.curve
 
         def tolerance(step: Step) -> float:
             return curve.at(step.t)

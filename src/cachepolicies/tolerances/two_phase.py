@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
-from cachepolicies._policy import Needs
-from cachepolicies._settings import fraction, non_negative, plain
-from cachepolicies._setup import Setup
-from cachepolicies._step import RunInfo
-from cachepolicies.tolerances.base import ToleranceAt
+from cachepolicies.base.settings import fraction, non_negative, plain
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.contracts.tolerance import ToleranceAt, ToleranceSchedule
 
 if TYPE_CHECKING:
-    from cachepolicies.scores.base import Score
+    from cachepolicies.contracts.score import Score
 
 EPSILON = 0.07
 EPSILON_START = 0.01
@@ -21,7 +20,7 @@ START_FRACTION = 0.2
 
 
 @frozen
-class TwoPhase:
+class TwoPhase(ToleranceSchedule):
     """A tolerance with a stricter one before it (arXiv 2602.24208, section 5: 0.01 for the first 20 % of the steps).
 
     An error of the latent made early is amplified by the steps that follow; the stricter start stands for that.
@@ -37,11 +36,6 @@ class TwoPhase:
     epsilon: float = field(default=EPSILON, converter=plain, validator=non_negative)
     epsilon_start: float = field(default=EPSILON_START, converter=plain, validator=non_negative)
     start_fraction: float = field(default=START_FRACTION, converter=plain, validator=fraction)
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing: where the run was not declared, its first part is measured in t."""
-        return Needs()
 
     def start(self, run: RunInfo, setup: Setup, score: Score, max_reuse: int) -> ToleranceAt:
         """Return the tolerance as a function of the step."""

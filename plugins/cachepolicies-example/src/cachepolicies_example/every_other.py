@@ -8,14 +8,22 @@ from attrs import field, frozen
 from attrs.validators import ge, instance_of, le
 from torch import Tensor
 
-from cachepolicies import Decision, Needs, RunInfo, Step
+from cachepolicies import CachePolicy, Decision, Reason, RunInfo, Step
 
 State = tuple[bool, ...]
 """Whether each deciding sample reused at its last step."""
 
 
+class Why(Reason):
+    """Why a sample is evaluated or reused."""
+
+    START = "start"
+    TURN = "its turn"
+    REUSED = "reused before"
+
+
 @frozen
-class EveryOther:
+class EveryOther(CachePolicy):
     """Evaluates every other step, once a fraction of the run has passed.
 
     Attributes:
@@ -26,11 +34,6 @@ class EveryOther:
     name: ClassVar[str] = "every-other"
 
     start_after: float = field(default=0.0, validator=[instance_of((float, int)), ge(0), le(1)])
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing: no profile, no length of the run, no signals."""
-        return Needs()
 
     @property
     def reuses(self) -> bool:
@@ -44,9 +47,9 @@ class EveryOther:
     def decide(self, step: Step, state: State) -> Decision:
         """Reuse where the last step was evaluated."""
         if step.run.in_first(self.start_after, step.t):
-            return Decision.same(False, "start", step.run.decisions)
+            return Decision.same(False, Why.START, step.run.decisions)
         reuse = tuple(not reused for reused in state)
-        return Decision(reuse, tuple("its turn" if yes else "reused before" for yes in reuse))
+        return Decision(reuse, tuple(Why.TURN if yes else Why.REUSED for yes in reuse))
 
     def observe(self, step: Step, decision: Decision, output: Tensor, state: State) -> State:
         """Remember what was done, which need not be what was wanted: a guard may have evaluated instead."""

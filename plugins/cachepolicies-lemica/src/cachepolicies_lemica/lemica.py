@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar, get_args
 
-import attrs
 from attrs import field, frozen
 from attrs.validators import ge, in_, instance_of, optional
 from torch import Tensor
 
-from cachepolicies import Decision, Needs, NeedsError, Plan, RunInfo, SettingsError, Setup, Step, plan
+from cachepolicies import (
+    CachePolicy,
+    Decision,
+    Needs,
+    NeedsError,
+    Plan,
+    PolicySettings,
+    RunInfo,
+    SettingsError,
+    Setup,
+    Step,
+    plan,
+)
 from cachepolicies.planning import WeightKind
 from cachepolicies.policies import Schedule
 from cachepolicies_lemica.objective import LexicographicMinimax
@@ -20,7 +30,7 @@ _CURVES: dict[str, tuple[str, ...]] = {"measured": ("weight",), "bound": ("alpha
 
 
 @frozen
-class LeMiCa:
+class LeMiCa(PolicySettings):
     """Evaluate where the worst stretch of reuses becomes least harmful (LeMiCa, arXiv 2511.00090).
 
     The schedule is solved for at set-up, for the profile and the substitute in use: a path through the graph whose
@@ -45,36 +55,21 @@ class LeMiCa:
     evaluations: int = field(validator=[instance_of(int), ge(1)])
     max_reuse: int | None = field(default=None, validator=optional([instance_of(int), ge(0)]))
     weights: WeightKind = field(default="measured", validator=in_(get_args(WeightKind)))
-    _plan: Plan | None = field(init=False, default=None, repr=False, eq=False)
-    _schedule: Schedule | None = field(init=False, default=None, repr=False, eq=False)
 
-    @property
-    def plan(self) -> Plan | None:
-        """The plan that is followed; ``None`` before set-up. A denoiser has its own: ``denoiser.policy.plan``."""
-        return self._plan
-
-    @property
-    def needs(self) -> Needs:
-        """What is planned from; once there is a plan, the run length."""
-        if self._schedule is not None:
-            return self._schedule.needs
-        return Needs(curves=_CURVES[self.weights], tables={"change"}, run_length=True)
-
-    @property
-    def reuses(self) -> bool:
-        """Unless the plan evaluates every step."""
-        return self._schedule is None or self._schedule.reuses
-
-    def suit(self, setup: Setup) -> LeMiCa:
-        """Return the policy with the plan for this profile and substitute.
+    def resolve(self, setup: Setup) -> FollowsPlan:
+        """Return the policy that follows the plan for this profile and substitute; these settings stay as they are.
 
         Raises:
-            NeedsError: the profile lacks what is planned from.
+            NeedsError: there is no profile, or it lacks what is planned from.
             SettingsError: there is no such plan (a budget above the number of steps, or one that ``max_reuse`` does not
                 allow), or the substitute cannot be planned for.
         """
         if setup.profile is None:
-            return attrs.evolve(self)  # without a plan: ``needs`` says what is missing, in the usual words
+            wanted = ", ".join(sorted({"change", *_CURVES[self.weights]}))
+            raise NeedsError(
+                f"policy {self.name!r} needs a profile with {wanted}, and none was given; measure one with "
+                '`cachepolicies calibrate`, then pass profile="my-profile.json"'
+            )
         try:
             made = plan(
                 setup.profile,
@@ -87,20 +82,41 @@ class LeMiCa:
             )
         except SettingsError as error:
             raise SettingsError(f"{self!r} on profile {setup.profile.name!r}: {error}") from error
-        suited = copy.copy(self)
-        object.__setattr__(suited, "_plan", made)
-        object.__setattr__(suited, "_schedule", Schedule(plan=made).suit(setup))
-        return suited
+        return FollowsPlan(made, Schedule(plan=made).resolve(setup))
+
+
+@frozen
+class FollowsPlan(CachePolicy):
+    """`LeMiCa`, resolved: follows its plan as the policy ``schedule`` does.
+
+    Attributes:
+        plan: what was solved for.
+        schedule: follows it.
+    """
+
+    name: ClassVar[str] = "lemica"
+
+    plan: Plan = field(repr=False)
+    schedule: CachePolicy
+
+    @property
+    def needs(self) -> Needs:
+        """The run length: a step is known by its place in the run."""
+        return self.schedule.needs
+
+    @property
+    def reuses(self) -> bool:
+        """Unless the plan evaluates every step."""
+        return self.schedule.reuses
 
     def start(self, run: RunInfo) -> Any:
         """Return the steps to evaluate.
 
         Raises:
-            NeedsError: there is no plan, because ``suit`` was not called.
             SettingsError: the run has other timesteps than the profile.
         """
         try:
-            return self._followed().start(run)
+            return self.schedule.start(run)
         except SettingsError as error:
             raise SettingsError(
                 f"lemica plans for the profile's timesteps, and this run has others: {error}"
@@ -108,13 +124,8 @@ class LeMiCa:
 
     def decide(self, step: Step, state: Any) -> Decision:
         """Reuse unless the step is one of those to evaluate."""
-        return self._followed().decide(step, state)
+        return self.schedule.decide(step, state)
 
     def observe(self, step: Step, decision: Decision, output: Tensor, state: Any) -> Any:
         """Nothing to note: the steps are fixed."""
-        return self._followed().observe(step, decision, output, state)
-
-    def _followed(self) -> Schedule:
-        if self._schedule is None:
-            raise NeedsError("lemica has no plan: its method suit is called when a denoiser is set up, with a profile")
-        return self._schedule
+        return self.schedule.observe(step, decision, output, state)

@@ -8,11 +8,13 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from cachepolicies.planning import Objective
+
 Floats: TypeAlias = NDArray[np.float64]
 
 
 @frozen
-class LexicographicMinimax:
+class LexicographicMinimax(Objective):
     """The smallest worst stretch, among those plans the smallest second worst, and so on (arXiv 2511.00090).
 
     A stretch is an edge of the paper's graph: the reuses from one evaluation to the next. Its cost is the sum of their
@@ -25,11 +27,6 @@ class LexicographicMinimax:
     """
 
     name: ClassVar[str] = "lemica"
-
-    @property
-    def bottleneck(self) -> bool:
-        """No: the value begins with the largest cost already, which is of a stretch and not of a step."""
-        return False
 
     def start(self, refreshes: int) -> Floats:
         """Return ``refreshes`` zeros."""

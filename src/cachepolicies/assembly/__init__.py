@@ -1,0 +1,1 @@
+"""Putting together policy, profile, substitute and site, for both ways in."""

@@ -1,0 +1,1 @@
+"""What every part stands on: errors, checked settings, norms, files; nothing here knows of caching."""

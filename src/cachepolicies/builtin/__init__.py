@@ -1,0 +1,1 @@
+"""The built-in plugin: one line for everything that comes with the library."""

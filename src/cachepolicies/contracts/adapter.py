@@ -1,0 +1,131 @@
+"""What has to be known of a model class to cut it at its block stack: an adapter, which is data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from cachepolicies.base.errors import SettingsError
+
+Clock: TypeAlias = Literal["timestep", "unit", "reversed-unit"]
+"""How the model's own pipelines write the noise level.
+
+``"timestep"``: the scheduler's t as it is; ``"unit"``: t / 1000; ``"reversed-unit"``: 1 - t / 1000, which rises.
+"""
+
+BlockSignal: TypeAlias = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+"""Computes a signal ``(B, ...)`` from the first block and the arguments it is called with, by name."""
+
+
+def _rows(values: Mapping[str, Rows] | Iterable[str] | None) -> Mapping[str, Rows] | None:
+    if values is None or isinstance(values, Mapping):
+        return values
+    return dict.fromkeys(values, "first")
+
+
+def _in_order(values: Iterable[Blocks]) -> tuple[Blocks, ...]:
+    return tuple(values)
+
+
+def _paths(values: str | Iterable[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+HandsOn: TypeAlias = str | tuple[str, ...] | Callable[[nn.Module, Mapping[str, Any]], Any]
+"""What a bypassed block returns; see `Blocks`."""
+
+Rows: TypeAlias = Literal["first", "second", "list"]
+"""How an argument holds the samples of a batch: along its first or second dimension (nested tensors too), or as a list
+with one entry a sample."""
+
+
+@frozen
+class Blocks:
+    """One `torch.nn.ModuleList` of the stack, or a single module in it.
+
+    Attributes:
+        path: of the list in the model; an empty list is passed over.
+        hands_on: what a bypassed block returns: the name of its argument, a tuple of names in the order of its return
+            value, or a function of the block and its arguments. A stream leaves the last block where its name stands
+            here.
+        part: which of the tokens that leave the last block (dimension 1) are the stream's, where another stream was
+            joined to it on the way: ``"head"``, ``"tail"``, or ``"all"`` where nothing was.
+    """
+
+    path: str
+    hands_on: HandsOn = "hidden_states"
+    part: Literal["all", "head", "tail"] = "all"
+
+
+@frozen
+class OutputOf:
+    """A signal that is the output of a module which runs before the stack.
+
+    Attributes:
+        path: of the module.
+        pick: its place, if the module returns a tuple.
+    """
+
+    path: str
+    pick: int | None = None
+
+
+@frozen
+class Adapter:
+    """Where the block stack of a model class is, what flows through it, and what can be seen on the way.
+
+    Everything between the embedding and the output head is replaced by *input + remembered residual* when an evaluation
+    is skipped; the head still runs, with the current t.
+
+    Attributes:
+        model: name of the model class.
+        stack: the block lists, in the order in which they run.
+        streams: what is replaced: names of arguments of the first block, each a tensor ``(B, ...)``. A stream that
+            nothing reads behind the stack is left out.
+        ends_before: path of the module whose first argument is where the stream leaves, where that is not the end of
+            the last block.
+        signals: name to how it is obtained; computed when a policy declares it.
+        clock: how the model's pipelines write the noise level.
+        rows: name of every argument of the model that has one row a sample, to how it has; ``None`` to tell by the
+            first dimension.
+        rows_independent: whether a sample comes out the same in any batch. Where not (inner shapes depend on the whole
+            batch), one decision serves the batch by default.
+        source: who cuts here: the publication or implementation that the place follows.
+        note: what else to know.
+    """
+
+    model: str
+    stack: tuple[Blocks, ...] = field(converter=_in_order)
+    streams: tuple[str, ...] = field(default=("hidden_states",), converter=_paths)
+    ends_before: str | None = None
+    signals: Mapping[str, BlockSignal | OutputOf] = field(factory=dict)
+    clock: Clock = "timestep"
+    rows: Mapping[str, Rows] | None = field(default=None, converter=_rows)
+    rows_independent: bool = True
+    source: str = ""
+    note: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if not self.stack or not self.streams:
+            raise SettingsError(f"adapter of {self.model!r}: a stack has at least one block list and one stream")
+
+
+def submodule(model: nn.Module, path: str, subject: str) -> nn.Module:
+    """Return the module at a path.
+
+    Raises:
+        SettingsError: there is none; names its nearest known parent's children.
+    """
+    module, walked = model, ""
+    for part in path.split("."):
+        child = module._modules.get(part)  # looked up at every call, to see modules that were exchanged
+        if child is None:
+            children = dict(module.named_children())
+            where = f"{type(model).__name__}.{walked}" if walked else type(model).__name__
+            known = ", ".join(list(children)[:20]) or "no submodules"
+            raise SettingsError(f"{subject}: {path!r} names no module of {type(model).__name__}; {where} has {known}")
+        module, walked = child, f"{walked}.{part}" if walked else part
+    return module

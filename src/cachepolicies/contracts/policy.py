@@ -1,0 +1,179 @@
+"""The contract of a policy: *when* may an evaluation be skipped?"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from attrs import field, frozen
+from torch import Tensor
+
+from cachepolicies.contracts.declared import Contract
+from cachepolicies.contracts.reasons import Reason
+from cachepolicies.contracts.step import RunInfo, Step
+
+if TYPE_CHECKING:
+    from cachepolicies.contracts.setup import Setup
+
+Grain: TypeAlias = Literal["call", "place"]
+"""``"call"``: one decision for all places of a call; ``"place"``: one for each place."""
+
+
+def _names(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(values)
+
+
+@frozen
+class Needs:
+    """What a policy cannot work without; checked at set-up, so that nothing is missing in the middle of a run.
+
+    Attributes:
+        curves: names of the profile's curves over t that it reads, for example ``"alpha_x"``.
+        tables: names of the profile's tables that it reads, for example ``"displacement"``.
+        run_length: whether it must know the timesteps of the run beforehand.
+        signals: names of values from inside the model or about the call; see `cachepolicies.Signal`.
+        input: whether it looks at ``step.input``, what goes into a place.
+    """
+
+    curves: frozenset[str] = field(default=(), converter=_names)
+    tables: frozenset[str] = field(default=(), converter=_names)
+    run_length: bool = False
+    signals: frozenset[str] = field(default=(), converter=_names)
+    input: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """Return what either needs."""
+        return Needs(
+            self.curves | other.curves,
+            self.tables | other.tables,
+            self.run_length or other.run_length,
+            self.signals | other.signals,
+            self.input or other.input,
+        )
+
+
+@frozen
+class Decision:
+    """What to do at one step, one entry for each deciding sample (one for the whole batch if ``per_sample=False``).
+
+    Attributes:
+        reuse: ``True`` where the substitute stands in for the evaluation.
+        reason: why, a member of a `Reason` enumeration each.
+        score: the policy's estimate, or ``None`` if it has none; ``nan`` where there is nothing to compare with. Most
+            often the predicted RMS change of the output since the last refresh.
+        tolerance: what the score was compared with, or ``None``.
+        score_is_change: whether the score is such an RMS change, which an audit can be compared with; ``False`` for an
+            estimate in units of its own.
+    """
+
+    reuse: tuple[bool, ...]
+    reason: tuple[Reason, ...]
+    score: tuple[float, ...] | None = None
+    tolerance: tuple[float, ...] | None = None
+    score_is_change: bool = True
+
+    @classmethod
+    def same(cls, reuse: bool, reason: Reason, decisions: int) -> Decision:
+        """Return one decision for all ``decisions`` samples, without a score."""
+        return cls((reuse,) * decisions, (reason,) * decisions)
+
+
+class PolicySettings(Contract, declares=True):
+    """What a user writes to choose a policy: frozen settings, some of which may be left open.
+
+    A policy whose settings work as they are derives from `CachePolicy` and need not know of this.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name, shown in traces and errors; a class attribute, ``name: ClassVar[str] = "mine"``."""
+
+    @abstractmethod
+    def resolve(self, setup: Setup) -> CachePolicy:
+        """Return the policy that works in this set-up; called once, when the denoiser is set up.
+
+        The settings stay as they are. What was left open is taken from the profile, else from defaults.
+
+        Args:
+            setup: profile, substitute, scheduler, model, adapter and site.
+
+        Raises:
+            NeedsError: something is missing from the settings and from the set-up; says what and how to get it.
+            ProfileError: the profile's default settings are not valid for this policy.
+            SettingsError: the settings were made for something else, for example for another substitute.
+        """
+
+
+class CachePolicy(PolicySettings, declares=True):
+    """Decides when to reuse. Settings are frozen; whatever changes during a run is in the state.
+
+    The engine calls ``start`` at the beginning of a run, then for every evaluation that the sampler asks for
+    ``decide`` followed by ``observe``. It owns the state and passes it in and out: a policy keeps nothing to itself,
+    so one policy object serves any number of denoisers, threads and runs, and a run that broke off leaves nothing
+    behind. With shared branches there is one state, fed by the branch that is called first at each t; with independent
+    branches each has its own. Only ``decide`` has to be written.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """What must be provided for these settings; nothing unless it says so."""
+        return Needs()
+
+    @property
+    def reuses(self) -> bool:
+        """Whether these settings can ever reuse; if not, the engine keeps no cache."""
+        return True
+
+    @property
+    def grain(self) -> Grain:
+        """Whether it decides once a call for all places of the site, or place by place; once a call by default.
+
+        Most sites have one place, where both are the same. With ``"place"`` every place has a state of its own, from
+        ``start``, and ``step.place`` says which one is decided on.
+        """
+        return "call"
+
+    def resolve(self, setup: Setup) -> CachePolicy:
+        """Return the policy that works in this set-up; the policy itself unless it says otherwise."""
+        return self
+
+    def start(self, run: RunInfo) -> Any:
+        """Return the state of a new run; ``None`` unless it says otherwise.
+
+        Args:
+            run: what is known of the run before its first evaluation.
+
+        Returns:
+            The state, of any type; never changed in place.
+        """
+        return None
+
+    @abstractmethod
+    def decide(self, step: Step, state: Any) -> Decision:
+        """Decide what to do at ``step``. Has no side effects: calling it twice gives the same decision.
+
+        Args:
+            step: the evaluation that the sampler asks for.
+            state: what ``start`` or the last ``observe`` returned.
+
+        Returns:
+            A decision with ``step.run.decisions`` entries. Where nothing is cached, or what is cached is not finite,
+            the engine evaluates whatever the policy wants.
+        """
+
+    def observe(self, step: Step, decision: Decision, output: Tensor, state: Any) -> Any:
+        """Take note of what was done at ``step`` and return the next state; the same one unless it says otherwise.
+
+        Args:
+            step: the step that was decided on.
+            decision: what was carried out, guards included; may evaluate where ``decide`` wanted to reuse.
+            output: ``(B, ...)`` what flows on from the place, evaluated and substituted rows together; not to be
+                changed or kept without copying.
+            state: the state that ``decide`` saw.
+
+        Returns:
+            The next state.
+        """
+        return state

@@ -1,0 +1,216 @@
+"""The contract of a substitute: *what* stands in for a skipped evaluation?"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import define, field, frozen
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachepolicies.base.errors import PolicyError
+from cachepolicies.contracts.declared import Contract
+
+if TYPE_CHECKING:
+    from cachepolicies.contracts.setup import Setup
+
+
+FILLED_IN = {"cachepolicies": "filled in at set-up"}
+"""Metadata of a substitute's fields that set-up fills in; a plan's spec of the substitute leaves them out."""
+
+
+@define(eq=False)
+class Refresh:
+    """One remembered evaluation of every row of a batch; rows may have been computed at different steps.
+
+    Attributes:
+        output: ``(B, ...)`` what the denoiser returned, or what flowed on from the place.
+        t: noise level at which each row was computed; ``nan`` where the row holds nothing.
+        filled: whether the row holds a finite output.
+        point: serial number of the decision at which each row was computed; -1 where it holds nothing.
+        input: ``(B, ...)`` what had gone into the place; ``None`` unless the substitute asks for it.
+    """
+
+    output: Tensor
+    t: list[float]
+    filled: list[bool]
+    point: list[int]
+    input: Tensor | None = None
+
+
+@frozen(eq=False)
+class Context:
+    """The present, beside the history: what a stand-in may be computed from.
+
+    Attributes:
+        t: noise level of the skipped evaluation.
+        x: ``(B, ...)`` the latent that the denoiser was called with; not to be changed.
+        input: ``(B, ...)`` what goes into the place: the latent at the denoiser's output, the streams that enter the
+            block stack, a module's first tensor; ``None`` unless the substitute asks for it.
+        signals: ``(B, ...)`` values from inside the model, by name, as the substitute declares them.
+        branches: ``(B, ...)`` what other branches returned at this place and t, by branch; empty unless the substitute
+            asks for it.
+        branch: of the call.
+        place: of the site; ``""`` where it has one place.
+        index: step of the run, or ``None`` when the run was not declared.
+    """
+
+    t: float
+    x: Tensor | None = field(default=None, repr=False)
+    input: Tensor | None = field(default=None, repr=False)
+    signals: Mapping[str, Tensor] = field(factory=dict, repr=False)
+    branches: Mapping[str, Tensor] = field(factory=dict, repr=False)
+    branch: str = "default"
+    place: str = ""
+    index: int | None = None
+
+
+@frozen(eq=False)
+class Prediction:
+    """A stand-in together with the order that it has in every row.
+
+    Attributes:
+        output: ``(B, ...)`` the stand-in, as `Substitute.predict` returns it.
+        order: for each row the order really used, lower than the substitute's own while the row's history is short.
+    """
+
+    output: Tensor
+    order: tuple[int, ...]
+
+
+class Substitute(Contract, declares=True):
+    """Computes a stand-in for a skipped evaluation, from remembered ones and from the present.
+
+    Frozen settings, no state of its own. Only ``history`` and ``predict`` have to be written.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Short name, shown in traces and errors; a class attribute."""
+
+    @property
+    @abstractmethod
+    def history(self) -> int:
+        """How many refreshes have to be remembered, at least 1. Memory is that many outputs a branch and place."""
+
+    @property
+    def guard(self) -> float | None:
+        """How far the RMS of a row may leave the range seen so far, a factor >= 1; ``None`` for no such limit.
+
+        The range is that of the row's evaluated outputs since the run began. Outside ``[lowest / guard, highest *
+        guard]`` the engine holds the newest output instead, and the trace says so. A row that is not finite never
+        passes, whatever the guard.
+        """
+        return None
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said in the trace of every run: whole sentences, each for one line; none by default."""
+        return ()
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """Names of the signals that ``predict`` looks at; none by default."""
+        return frozenset()
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether ``predict`` looks at the place's input, now and at each refresh; twice the memory. Not by default."""
+        return False
+
+    @property
+    def wants_branches(self) -> bool:
+        """Whether ``predict`` looks at what other branches returned at this t. Not by default."""
+        return False
+
+    def resolve(self, setup: Setup) -> Substitute:
+        """Return the substitute that works in this set-up; itself unless it says otherwise. Called once.
+
+        Args:
+            setup: profile, scheduler, model and adapter; not the site and not the policy, which come after.
+
+        Raises:
+            NeedsError: the settings ask for something that cannot be had in this set-up.
+        """
+        return self
+
+    @abstractmethod
+    def predict(self, context: Context, history: Sequence[Refresh]) -> Tensor | Prediction:
+        """Return the stand-in for every row.
+
+        Args:
+            context: the present.
+            history: up to ``self.history`` refreshes, newest first. The newest is filled in every row that will be
+                used; what is returned for the other rows is ignored.
+
+        Returns:
+            ``(B, ...)`` of the dtype of the remembered outputs. A remembered tensor itself may be returned: the
+            engine copies before it hands out. As a `Prediction`, with the order of every row, where there is one to
+            record.
+        """
+
+
+class Extrapolation(Substitute, declares=True):
+    """A substitute that is a linear combination of remembered outputs, with weights that depend on noise levels only.
+
+    What derives from it can be planned for: the error of any such combination is known from the differences between the
+    outputs of the calibration runs. ``history`` is one more than ``order``.
+    """
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order once the history is long enough."""
+
+    @property
+    def history(self) -> int:
+        """One refresh more than the order; as many outputs are kept for every branch and place."""
+        return self.order + 1
+
+    def time(self, t: float) -> float:
+        """Return the point on the axis that the substitute extrapolates in, which belongs to the noise level t."""
+        return t
+
+    @abstractmethod
+    def coefficients(self, t: float, refreshes: Sequence[float]) -> tuple[float, ...]:
+        """Return the weights of the remembered outputs in the stand-in at t.
+
+        Args:
+            t: noise level of the skipped evaluation.
+            refreshes: noise levels of the last refreshes, newest first, at least one. Those beyond ``order + 1`` are
+                ignored.
+
+        Returns:
+            At most ``order + 1`` weights, newest first; missing ones are 0. They sum to 1: an output that does not
+            change is reproduced.
+        """
+
+    def many_coefficients(self, t: NDArray[np.float64], refreshes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return `coefficients` at many points; one by one unless it says otherwise.
+
+        Args:
+            t: ``(M,)`` noise levels of the skipped evaluations.
+            refreshes: ``(M, n)`` noise levels of the last refreshes of each, newest first.
+
+        Returns:
+            ``(M, n)`` float64, 0 for refreshes that do not count.
+
+        Raises:
+            PolicyError: `coefficients` returned none, or more than there are refreshes.
+        """
+        found = np.zeros(refreshes.shape)
+        for row, (level, seen) in enumerate(zip(t.tolist(), refreshes.tolist(), strict=True)):
+            weights = self.coefficients(level, seen)
+            if not 1 <= len(weights) <= len(seen):
+                raise PolicyError(f"substitute {self!r} has {len(weights)} coefficients for {len(seen)} refreshes")
+            found[row, : len(weights)] = weights
+        return found
+
+
+def order_of(substitute: Substitute) -> int | None:
+    """Return the order of an extrapolation, ``None`` for any other substitute."""
+    return substitute.order if isinstance(substitute, Extrapolation) else None

@@ -1,0 +1,1 @@
+"""The one control flow of every policy and every way in."""

@@ -1,0 +1,151 @@
+"""What the engine is told of a call: where the denoiser is called, what was said of the run, which place is reached."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from attrs import define, field, frozen
+from torch import Tensor
+
+from cachepolicies.base.host import DeclaredTimesteps
+from cachepolicies.contracts.step import direction_of
+
+WHOLE = ""
+"""Name of the place of a site that has one place."""
+
+
+@frozen(eq=False)
+class Declaration:
+    """What the caller said of a run before it began.
+
+    Attributes:
+        given: the timesteps as given, or ``None`` where only their number was announced.
+        announced_steps: number of steps, where the caller counts them itself and gives the index with every call.
+        timesteps: the noise levels in order of visit, without repeats; ``None`` where they were not given.
+    """
+
+    given: DeclaredTimesteps | None
+    announced_steps: int | None = None
+    timesteps: tuple[float, ...] | None = field(init=False)
+    _rising: tuple[float, ...] = field(init=False, repr=False)
+    _exactly: frozenset[float] = field(init=False, repr=False)
+
+    @timesteps.default
+    def _levels(self) -> tuple[float, ...] | None:
+        # By noise level, not by position: a sampler that jumps back (RePaint) visits a level several times.
+        if self.given is None:
+            return None
+        rising = direction_of(self.given.values) > 0
+        return tuple(sorted(set(self.given.values), reverse=not rising))
+
+    @_rising.default
+    def _in_order(self) -> tuple[float, ...]:
+        return tuple(sorted(self.timesteps or ()))
+
+    @_exactly.default
+    def _as_given(self) -> frozenset[float]:
+        return frozenset(self._rising)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Number of steps, as far as it was said."""
+        return self.announced_steps if self.timesteps is None else len(self.timesteps)
+
+    def snap(self, t: float, rounding: float) -> float:
+        """Return the declared timestep that ``t`` is, up to relative rounding of its dtype; else t itself."""
+        if self.timesteps is None or t in self._exactly:
+            return t
+        rising = self._rising
+        at = bisect_left(rising, t)
+        near = rising[max(at - 1, 0) : at + 1]  # the levels on both sides of t
+        nearest = min(near, key=lambda level: abs(level - t))
+        return nearest if abs(nearest - t) <= rounding * max(abs(nearest), abs(t)) else t
+
+
+@frozen(eq=False)
+class Call:
+    """One call of the denoiser, as the engine sees it.
+
+    Attributes:
+        x: ``(B, ...)`` the latent.
+        t: noise level on the host.
+        branch: name of the branch.
+        labelled: whether the caller named the branch.
+        conditioning: every argument but x and t, to tell apart calls at the same point.
+        index: step of the run, where the caller knows it; otherwise it is found from t.
+        copies: tells how often each sample stands in the batch, where the settings leave that to be found out; asked
+            when a run begins.
+        origin: which generator calls, where no run was declared; 0 for none.
+    """
+
+    x: Tensor
+    t: float
+    branch: str
+    labelled: bool
+    conditioning: tuple[Any, ...]
+    index: int | None = None
+    copies: Callable[[], int] | None = None
+    origin: int = 0
+
+
+@define(eq=False)
+class Arrival:
+    """A place of the site that the model's forward has reached.
+
+    Attributes:
+        place: its name, `WHOLE` where the site has one.
+        input: ``(B, ...)`` what goes into it, or ``None``.
+        signals: ``(B, ...)`` values by name, as far as they are wanted.
+    """
+
+    place: str = WHOLE
+    input: Tensor | None = None
+    signals: Mapping[str, Tensor] = field(factory=dict)
+
+
+@frozen
+class EvaluationRequest:
+    """An evaluation that the engine asks for.
+
+    Attributes:
+        rows: the rows to evaluate, ``None`` for the whole batch.
+        audit: whether it is only to audit: nothing of it may be kept or handed out.
+    """
+
+    rows: tuple[int, ...] | None
+    audit: bool = False
+
+
+EVERY_ROW = EvaluationRequest(None)
+"""The whole batch is to be evaluated."""
+
+Exchange: TypeAlias = Generator[EvaluationRequest, Tensor, Tensor]
+"""One place of a call being served: yields what to evaluate, takes ``(rows, ...)``, and returns ``(B, ...)``."""
+
+Evaluate: TypeAlias = Callable[["Sequence[int] | None", bool], Tensor]
+"""Evaluates a place on some rows of the batch, or on all of them (``None``), and returns ``(rows, ...)``.
+
+The second argument says whether it is only an audit, of which nothing may be kept.
+"""
+
+
+@frozen
+class EngineSettings:
+    """How the engine treats batches and branches.
+
+    Attributes:
+        copies: how often each sample stands in the batch (2 for a batch doubled for guidance), or ``None`` to see it
+            from the latent that a run begins with: as many equal parts as it has.
+        per_sample: whether every sample decides for itself.
+        shared_branches: whether branches at the same t follow one decision.
+        audit: fraction of the reused calls that is evaluated all the same.
+        audit_seed: seed of the choice of audited calls.
+    """
+
+    copies: int | None = 1
+    per_sample: bool = True
+    shared_branches: bool = True
+    audit: float = 0.0
+    audit_seed: int = 0

@@ -1,0 +1,92 @@
+"""Checks on the way: what a policy, a substitute or a model returned, and whether there is something sound to reuse."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+from cachepolicies.base.errors import InputError, PolicyError
+from cachepolicies.contracts.policy import CachePolicy, Decision
+from cachepolicies.contracts.reasons import EngineReason, Reason
+from cachepolicies.contracts.step import Step
+from cachepolicies.engine.call import Call
+from cachepolicies.engine.memory import Key, RowMaxima
+from cachepolicies.engine.run import DecisionGroup, Run
+
+
+def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
+    """Ask a policy, and check its answer.
+
+    Raises:
+        PolicyError: it is no decision, has not one entry for each deciding sample, or entries of another type.
+    """
+    decision = policy.decide(step, state)
+    if not isinstance(decision, Decision):
+        raise PolicyError(f"policy {policy.name!r} decided {decision!r}; decide returns a Decision")
+    count = step.run.decisions
+    for part in ("reuse", "reason", "score", "tolerance"):
+        values = getattr(decision, part)
+        if values is None and part in ("score", "tolerance"):
+            continue
+        if not isinstance(values, tuple) or len(values) != count:
+            size = f"of length {len(values)}" if isinstance(values, tuple) else f"as a {type(values).__name__}"
+            raise PolicyError(
+                f"policy {policy.name!r} returned {part} {size}; it is a tuple of {count}, one entry for each "
+                "deciding sample"
+            )
+        if part in ("score", "tolerance") and any(not isinstance(value, Real) for value in values):
+            raise PolicyError(f"policy {policy.name!r} returned {part} {values!r}; its entries are numbers")
+    for reuse, reason in zip(decision.reuse, decision.reason, strict=True):
+        if type(reuse) is not bool:
+            raise PolicyError(f"policy {policy.name!r} returned reuse {decision.reuse!r}; its entries are bools")
+        if isinstance(reason, Reason):
+            continue
+        raise PolicyError(
+            f"policy {policy.name!r} returned reason {decision.reason!r}; its entries are members of an enumeration "
+            'that derives from cachepolicies.Reason: class Why(Reason): ROOM = "room for one more"'
+        )
+    if any(decision.reuse) and not policy.reuses:
+        raise PolicyError(f"policy {policy.name!r} reuses, but its property `reuses` says that it never does")
+    return decision
+
+
+def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision, maxima: RowMaxima) -> Decision:
+    """Turn reuse into evaluation where there is nothing sound to reuse, and say why."""
+    layout, store = run.info.layout, run.memory.store(key)
+    gradient = call.x.requires_grad and torch.is_grad_enabled()  # a remembered output has none
+    reuse, reason = list(wanted.reuse), list(wanted.reason)
+    for d in range(layout.decisions):
+        rows = layout.rows_of(d)
+        if gradient:
+            reuse[d], reason[d] = False, EngineReason.GRADIENT_WANTED
+        elif maxima.host is not None and not all(math.isfinite(maxima.host[row]) for row in rows):
+            reuse[d], reason[d] = False, EngineReason.NON_FINITE_INPUT
+        elif reuse[d]:
+            # A branch that was not called at the reference holds something older: the score is not about that.
+            missing = [row for row in rows if store is None or not store.holds(row, group.refreshed[d])]
+            if missing:
+                reuse[d], reason[d] = False, run.memory.why_missing(key, missing[0])
+        if reason[d] is EngineReason.NOTHING_TO_REUSE and call.branch in run.reshaped_branches:
+            reason[d] = EngineReason.SHAPE_CHANGED
+    carried_out = tuple(reuse), tuple(reason)
+    if carried_out == (wanted.reuse, wanted.reason):
+        return wanted
+    return evolve(wanted, reuse=carried_out[0], reason=carried_out[1])
+
+
+def evaluated(output: Tensor, rows: int) -> Tensor:
+    """Return what a model computed for some rows.
+
+    Raises:
+        InputError: it has another number of rows.
+    """
+    if output.ndim < 1 or output.shape[0] != rows:
+        raise InputError(
+            f"the denoiser returned a tensor of shape {tuple(output.shape)} for {rows} rows; its first dimension is "
+            "the batch"
+        )
+    return output

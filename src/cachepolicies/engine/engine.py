@@ -1,0 +1,205 @@
+"""The engine's face: what both ways in open requests with, and what a site asks while the model's forward runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import define, field, frozen
+from torch import Tensor
+
+from cachepolicies.contracts.policy import CachePolicy
+from cachepolicies.contracts.step import RunInfo, Step
+from cachepolicies.contracts.substitute import Context, Substitute
+from cachepolicies.engine.call import WHOLE, Arrival, Call, EngineSettings, Evaluate, Exchange
+from cachepolicies.engine.lifecycle import Request
+from cachepolicies.engine.loop import served_place
+from cachepolicies.engine.memory import Key, RowMaxima
+from cachepolicies.engine.run import DecisionGroup, Run
+from cachepolicies.profiles.schema import Profile
+
+ALL = "(all)"
+"""In the key of a decision group: all branches, or all places, follow it."""
+
+
+def _no_notes(info: RunInfo) -> Sequence[str]:
+    return ()
+
+
+@frozen(eq=False)
+class Engine:
+    """One policy with its substitute, for any number of requests; but for `warned`, nothing in it changes during a run.
+
+    Attributes:
+        policy: when to reuse, resolved.
+        substitute: what stands in, resolved.
+        profile: what calibration measured, or ``None``.
+        settings: how batches and branches are treated.
+        parts_rows: whether the site can evaluate some rows of a batch without the others.
+        shares: of the uncached work of a call that a reuse of each place skips; the site fills it in as it measures.
+        notes: returns what to say in the trace of a run that begins.
+        warned: kinds of the warnings that were given; each is given once, whichever request it is about.
+        reuses: whether the policy ever does; if not, nothing is remembered and no tensor looked at.
+        signals: names of those that policy or substitute declare.
+        by_place: whether the policy decides place by place.
+        looks_at_input: whether policy or substitute look at what goes into a place.
+    """
+
+    policy: CachePolicy
+    substitute: Substitute
+    profile: Profile | None
+    settings: EngineSettings
+    parts_rows: bool = True
+    shares: Mapping[str, float] = field(factory=dict)
+    notes: Callable[[RunInfo], Sequence[str]] = _no_notes
+    warned: set[str] = field(factory=set, repr=False)
+    # Asked at every call, and the same at every call.
+    reuses: bool = field(init=False, repr=False)
+    signals: frozenset[str] = field(init=False, repr=False)
+    by_place: bool = field(init=False, repr=False)
+    looks_at_input: bool = field(init=False, repr=False)
+
+    @reuses.default
+    def _reuses_of_policy(self) -> bool:
+        return self.policy.reuses
+
+    @signals.default
+    def _declared_signals(self) -> frozenset[str]:
+        return self.policy.needs.signals | self.substitute.signals
+
+    @by_place.default
+    def _grain_of_policy(self) -> bool:
+        return self.policy.grain == "place"
+
+    @looks_at_input.default
+    def _wanted_inputs(self) -> bool:
+        return self.policy.needs.input or self.substitute.wants_input
+
+    def request(self) -> Request:
+        """Return a new request, before its first run."""
+        return Request(
+            self.policy, self.substitute, self.profile, self.settings, self.parts_rows, self.notes, self.warned
+        )
+
+    def enter(self, request: Request, call: Call) -> ServedCall:
+        """Begin to serve a call of a request.
+
+        Raises:
+            InputError, RunError, NeedsError: see `Request.enter`. Nothing of the run is remembered then.
+        """
+        maxima = RowMaxima(call.x) if self.reuses else None
+        try:
+            run = request.enter(call, maxima)
+        except BaseException:
+            request.reset()
+            raise
+        index = run.info.index(call.t) if call.index is None else call.index
+        return ServedCall(self, request, run, call, maxima, index, request.next_call())
+
+
+@define(eq=False)
+class ServedCall:
+    """One call being served: what a site asks as the model's forward reaches its places.
+
+    Attributes:
+        engine: decides, remembers and records.
+        request: that the call belongs to.
+        run: that the call belongs to.
+        call: where the denoiser is called.
+        maxima: of the latent; ``None`` for a policy that never reuses.
+        index: step of the run, or ``None`` when it was not declared.
+        number: of the call in its run.
+    """
+
+    engine: Engine
+    request: Request
+    run: Run
+    call: Call
+    maxima: RowMaxima | None
+    index: int | None
+    number: int
+
+    @property
+    def rows_may_part(self) -> bool:
+        """Whether some rows of the batch may be evaluated without the others."""
+        return self.engine.reuses and self.run.info.decisions > 1
+
+    def wanted_signals(self, place: str = WHOLE) -> frozenset[str]:
+        """Return the names of the signals that will be looked at; not the policy's where it will not be asked."""
+        signals = self.engine.signals
+        if signals and self.group(place).follows(self.call.t, self.key(place)) is not None:
+            return self.engine.substitute.signals
+        return signals
+
+    def exchange(self, arrival: Arrival) -> Exchange:
+        """Serve one place by reverse communication. Closed before it has returned, it counts as failed.
+
+        Raises:
+            InputError, RunError, NeedsError, PolicyError: see their messages. After any exception nothing of the run is
+                remembered.
+        """
+        try:
+            return (yield from served_place(self, arrival))
+        except BaseException:
+            self.request.reset()
+            raise
+
+    def serve(self, arrival: Arrival, evaluate: Evaluate) -> Tensor:
+        """Serve one place with a function that evaluates it; raises as `exchange`.
+
+        Returns:
+            ``(B, ...)`` the caller may change it in place. If every row was evaluated it is the model's own tensor.
+        """
+        exchange = self.exchange(arrival)
+        answer: Tensor | None = None
+        try:
+            while True:
+                try:
+                    wanted = next(exchange) if answer is None else exchange.send(answer)
+                except StopIteration as done:
+                    output: Tensor = done.value
+                    return output
+                answer = evaluate(wanted.rows, wanted.audit)
+        finally:
+            exchange.close()
+
+    def leave(self) -> None:
+        """End the call, after its last place: the next one is told by what this one was."""
+        self.run.note_call(self.call, None if self.maxima is None else self.maxima.values)
+
+    def keep(self, place: str, value: Any) -> None:
+        """Keep something of the site's between the calls of this branch, until the run ends."""
+        self.run.kept[self.key(place)] = value
+
+    def kept(self, place: str) -> Any:
+        """Return what the site kept last for this branch, ``None`` if nothing."""
+        return self.run.kept.get(self.key(place))
+
+    def key(self, place: str) -> Key:
+        """Return the key of the memory at a place."""
+        return self.call.branch, place
+
+    def group(self, place: str) -> DecisionGroup:
+        """Return what decides at a place: one for all branches or for this one, one for all places or for this one."""
+        key = (
+            ALL if self.engine.settings.shared_branches else self.call.branch,
+            place if self.engine.by_place else ALL,
+        )
+        found = self.run.groups.get(key)
+        if found is None:
+            info = self.run.info
+            found = self.run.groups[key] = DecisionGroup(self.engine.policy.start(info), [-1] * info.decisions)
+        return found
+
+    def step(self, arrival: Arrival) -> Step:
+        """Return what the policy is told."""
+        call, run = self.call, self.run
+        place = arrival.place if self.engine.by_place else WHOLE
+        read, given = run.memory.read, None if arrival.input is None else arrival.input.detach()
+        return Step(call.x.detach(), call.t, call.branch, self.index, run.info, read, arrival.signals, place, given)
+
+    def context(self, arrival: Arrival) -> Context:
+        """Return what the substitute is told of the present."""
+        call = self.call
+        others = self.run.memory.present(self.key(arrival.place), call.t)
+        return Context(call.t, call.x, arrival.input, arrival.signals, others, call.branch, arrival.place, self.index)

@@ -1,0 +1,54 @@
+"""One call of the denoiser by the sampler, as a site runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from attrs import frozen
+from torch import Tensor
+
+from cachepolicies.base.signature import RowIndex, Signature
+
+
+@frozen(eq=False)
+class Invocation:
+    """One call of the denoiser by the sampler, to be run on the whole batch or on some of its rows.
+
+    Attributes:
+        function: the denoiser.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        signature: where x and t are among them, and how rows are taken.
+        x: ``(B, ...)`` the latent.
+    """
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    signature: Signature
+    x: Tensor
+
+    @property
+    def batch(self) -> int:
+        """B, the rows of the batch."""
+        return self.x.shape[0]
+
+    def run(self, rows: Sequence[int] | None) -> Any:
+        """Call the denoiser on some rows, in this order, or with the arguments as they came (``None``).
+
+        Raises:
+            InputError: an argument cannot be cut into rows.
+        """
+        if rows is None:
+            return self.function(*self.args, **self.kwargs)
+        args, kwargs = self.signature.slice(self.args, self.kwargs, self.batch, RowIndex.of(rows, self.x.device))
+        return self.function(*args, **kwargs)
+
+    def check_rows(self) -> None:
+        """Check that every argument can be cut into rows, before a part of the batch is first asked for.
+
+        Raises:
+            InputError: one cannot.
+        """
+        self.signature.check_rows(self.args, self.kwargs, self.batch)

@@ -1,0 +1,217 @@
+"""The life of a request: one generation in flight, in which runs begin and end."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Sequence
+
+from cachepolicies.base.errors import CacheWarning, InputError, NeedsError
+from cachepolicies.base.layout import Layout, equal_parts
+from cachepolicies.contracts.policy import CachePolicy
+from cachepolicies.contracts.reasons import RestartCause
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.contracts.substitute import Substitute, order_of
+from cachepolicies.engine.call import Call, Declaration, EngineSettings
+from cachepolicies.engine.memory import Memory, RowMaxima
+from cachepolicies.engine.run import Run, check_declared, check_origin
+from cachepolicies.engine.trace import Trace
+from cachepolicies.profiles.schema import Profile
+
+FEW_STEPS = 5
+"""Runs shorter than this have too few steps to gain from reuse."""
+
+
+_AS_ONE = "the site has several places in a call: the samples of a batch decide as one"
+
+
+class Request:
+    """One generation in flight: what was said of it, its run and its trace. It serves one caller at a time.
+
+    A run ends when it is told to, when t jumps back up, or when shape, dtype, device or batch change.
+
+    Attributes:
+        trace: the record of the run in progress, or of the last one.
+        run: what is known between the calls of the run in progress; ``None`` before its first call.
+        declaration: what was said of the run in progress, if it was declared.
+        draw: of the calls to audit.
+    """
+
+    def __init__(
+        self,
+        policy: CachePolicy,
+        substitute: Substitute,
+        profile: Profile | None,
+        settings: EngineSettings,
+        parts_rows: bool,
+        notes: Callable[[RunInfo], Sequence[str]],
+        warned: set[str],
+    ) -> None:
+        self.policy, self.substitute, self.profile = policy, substitute, profile
+        self.settings, self.parts_rows, self._notes = settings, parts_rows, notes
+        self.run: Run | None = None
+        self.declaration: Declaration | None = None
+        self.draw = random.Random(settings.audit_seed)
+        self.trace = self._new_trace()
+        self.calls = 0
+        self._warned = warned
+        self._rises = 0
+
+    def begin(self, declaration: Declaration | None) -> None:
+        """Begin a run; it lasts until the next `begin` or `end`.
+
+        Args:
+            declaration: what is known of it, or ``None`` to find out from the calls alone.
+        """
+        self.end()
+        self.declaration = declaration
+        self._renew_trace()
+
+    def end(self) -> None:
+        """End the run in progress, if there is one, and forget it. The trace stays."""
+        self._close()
+        self.declaration = None
+
+    def finish(self) -> None:
+        """End a declared run that came to its end: say if it was pointless, and forget it whatever comes of that."""
+        try:
+            self._warn_if_pointless()
+        finally:
+            self.run, self.declaration = None, None
+
+    def reset(self) -> None:
+        """Forget the run in progress. The trace stays."""
+        self.run = None
+
+    def enter(self, call: Call, maxima: RowMaxima | None) -> Run:
+        """Return the run that a call belongs to, a new one where it cannot belong to that in progress.
+
+        Args:
+            call: where the denoiser is called.
+            maxima: of its latent; ``None`` where the policy never reuses.
+
+        Raises:
+            RunError: the call does not fit the declared run, or guidance branches are not told apart.
+            NeedsError: the policy needs the run length, and the run was not declared.
+            InputError: the batch is no multiple of the guidance rows.
+        """
+        run, cause = self.run, None
+        if run is not None:
+            if maxima is not None:
+                run.refuse_unlabelled_branches(call, maxima.values)
+            restart = run.restart_cause(call)
+            if restart is None:
+                if self.declaration is None:
+                    check_origin(run, call)
+                return run
+            cause, sentence = restart
+        declaration = self.declaration
+        if declaration is not None:
+            if not self.trace.records:
+                check_declared(declaration, call.t)
+            if cause is not None:
+                self.trace.notes.append(f"the run restarted at call {self.calls}: {sentence}")
+        elif self.policy.needs.run_length:
+            raise NeedsError(
+                f"policy {self.policy.name!r} with these settings needs the run length; call the denoiser inside "
+                "`with denoiser.run(timesteps=...):`. In place, a pipeline's scheduler tells it; for a module alone: "
+                "`with enabled.run(timesteps=...):`, or `model.cache_context(name, step_index=, num_inference_steps=)`"
+            )
+        else:
+            self._note_rising_t(run, call)
+            self._close()
+            self._renew_trace()
+        reshaped = frozenset(run.last_calls) if run and cause is RestartCause.SHAPE_CHANGED else frozenset()
+        self.run = self._begin_run(call, declaration, reshaped)
+        return self.run
+
+    def next_call(self) -> int:
+        """Return the number of a new call in its run."""
+        self.calls += 1
+        return self.calls - 1
+
+    def _begin_run(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str]) -> Run:
+        x, settings = call.x, self.settings
+        if settings.copies is not None:
+            copies = settings.copies
+        else:
+            copies = equal_parts(x) if call.copies is None else call.copies()
+        if x.shape[0] % copies:
+            raise InputError(
+                f"x has {x.shape[0]} rows, which is no multiple of the {copies} guidance rows of a sample; "
+                'use cfg="separate", or pass the doubled batch'
+            )
+        info = RunInfo(
+            first_t=call.t,
+            timesteps=None if declaration is None else declaration.timesteps,
+            layout=Layout(x.shape[0], copies, settings.per_sample and self.parts_rows),
+            shape=tuple(x.shape),
+            dtype=x.dtype,
+            device=x.device,
+            profile=self.profile,
+            announced_steps=None if declaration is None else declaration.announced_steps,
+        )
+        self.draw = random.Random(settings.audit_seed)
+        for note in (*self._notes(info), *self._remarks(info)):
+            if note not in self.trace.notes:
+                self.trace.notes.append(note)
+        return Run(info, Memory(self.substitute, x.shape[0], self.trace.notes), reshaped, call.origin)
+
+    def _remarks(self, info: RunInfo) -> Sequence[str]:
+        if not self.policy.reuses:
+            return ()
+        as_one = self.settings.per_sample and not self.parts_rows and info.layout.rows > info.layout.copies
+        return (*self.substitute.notes, *([_AS_ONE] if as_one else []))
+
+    def _new_trace(self) -> Trace:
+        return Trace(self.policy.name, self.substitute.name, order=order_of(self.substitute))
+
+    def _renew_trace(self) -> None:
+        self.trace, self.calls = self._new_trace(), 0
+
+    def _close(self) -> None:
+        if self.run is not None:
+            self._warn_if_pointless()
+            self.run = None
+
+    def _warn_if_pointless(self) -> None:
+        trace, declaration = self.trace, self.declaration
+        if not self.policy.reuses or len({record.t for record in trace.records}) < 2:
+            return
+        steps = None if declaration is None else declaration.num_steps
+        if steps is not None and steps < FEW_STEPS:
+            self._warn("few steps", f"a run of {steps} steps has too few to gain much from reuse")
+        elif all(all(record.evaluated) for record in trace.records):
+            why = ", ".join(f"{reason} ({n})" for reason, n in list(trace.reasons().items())[:3])
+            self._warn("no reuse", f"nothing was reused in a run of {trace.calls} calls: {why}{_nearest(trace)}")
+
+    def _note_rising_t(self, run: Run | None, call: Call) -> None:
+        """Warn where every new t begins a new run: without a declaration t is taken to fall."""
+        rose = run is not None and call.t > run.last_t == run.info.first_t
+        self._rises = self._rises + 1 if rose else 0
+        if self._rises == FEW_STEPS and self.policy.reuses:
+            self._warn(
+                "rising t",
+                "t rises from call to call, and each rise begins a new run; declare the rising timesteps with "
+                "`denoiser.run(timesteps=...)`",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self.trace.notes.append(message)
+            warnings.warn(f"{self.policy.name}: {message}", CacheWarning, stacklevel=4)
+
+
+def _nearest(trace: Trace) -> str:
+    """Return how far the nearest score was from its tolerance, as the end of a sentence."""
+    pairs = [
+        (score, tolerance)
+        for record in trace.records
+        for score, tolerance in zip(record.score or (), record.tolerance or (), strict=False)
+        if score > tolerance
+    ]
+    if not pairs:
+        return ""
+    score, tolerance = min(pairs, key=lambda pair: pair[0] - pair[1])
+    return f"; the nearest score was {score:.3g}, against a tolerance of {tolerance:.3g}"

@@ -1,0 +1,99 @@
+"""Serving one place of one call: the one control flow of every policy and every way in.
+
+Form the step, ask the policy, evaluate or substitute, tell the policy, record.
+
+It is written as *reverse communication*: a generator that yields what it wants to have evaluated and is sent the
+result. It cannot call a function instead: a place inside the network is reached in the middle of the model's own
+forward, and what is asked for arrives only when that has run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cachepolicies.base.errors import InputError
+from cachepolicies.base.host import index_on
+from cachepolicies.contracts.policy import Decision
+from cachepolicies.engine import check
+from cachepolicies.engine.audit import audited
+from cachepolicies.engine.call import EVERY_ROW, Arrival, EvaluationRequest, Exchange
+from cachepolicies.engine.memory import Evaluated
+from cachepolicies.engine.record import record
+from cachepolicies.engine.stand_in import StandIn, stand_in
+
+if TYPE_CHECKING:
+    from cachepolicies.engine.engine import ServedCall
+
+
+def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
+    """Serve one place of a call; see `ServedCall.exchange`."""
+    policy, run, call = served.engine.policy, served.run, served.call
+    key, group = served.key(arrival.place), served.group(arrival.place)
+    step = served.step(arrival)
+    followed = group.follows(call.t, key)
+    wanted = followed or check.decided(policy, step, group.state)
+    if followed is None:
+        group.point, group.t, group.served = run.next_point(), call.t, set()
+    # Nothing is cached for a policy that never reuses, and there is nothing to look at.
+    decision = wanted if served.maxima is None else check.sound(run, group, call, key, wanted, served.maxima)
+    answer = yield from _carried_out(served, arrival, group.point, decision)
+    if followed is None:
+        group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
+    group.served.add(key)
+    fraction, audit = served.engine.settings.audit, None
+    if fraction:
+        audit = yield from audited(fraction, served.request.draw, step, decision, answer.output)
+    served.request.trace.records.append(
+        record(
+            step,
+            decision,
+            answer,
+            number=served.number,
+            place=arrival.place,
+            branch=call.branch,
+            led=followed is None,
+            share=served.engine.shares.get(arrival.place),
+            audit=audit,
+        )
+    )
+    return answer.output
+
+
+def _carried_out(
+    served: ServedCall, arrival: Arrival, point: int, decision: Decision
+) -> Generator[EvaluationRequest, Tensor, StandIn]:
+    """Evaluate the rows that are to be evaluated, and put the substitute in the place of the others."""
+    layout = served.run.info.layout
+    if not any(decision.reuse):
+        output = check.evaluated((yield EVERY_ROW), layout.rows)
+        _remember(served, arrival, point, output, None)
+        return StandIn(output)
+    key = served.key(arrival.place)
+    answer = stand_in(served.engine.substitute, served.context(arrival), served.run.memory.held(key))
+    output = answer.output
+    rows = layout.select([not reuse for reuse in decision.reuse])
+    if rows:
+        fresh = check.evaluated((yield EvaluationRequest(tuple(rows))), len(rows))
+        if fresh.shape[1:] != output.shape[1:] or fresh.dtype != output.dtype:
+            raise InputError(
+                f"the denoiser returned {tuple(fresh.shape)} {fresh.dtype} for {len(rows)} of {layout.rows} rows, and "
+                f"{tuple(output.shape)} {output.dtype} before; use per_sample=False if its output depends on the "
+                "size of the batch"
+            )
+        output = output.index_copy(0, index_on(rows, output.device), fresh)
+        _remember(served, arrival, point, fresh, rows)
+    served.run.memory.note_present(key, served.call.t, output)
+    return StandIn(output, answer.order, answer.clipped)
+
+
+def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> None:
+    if served.maxima is None:
+        return
+    key, memory = served.key(arrival.place), served.run.memory
+    entered = arrival.input if served.engine.substitute.wants_input else None
+    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, served.maxima))
+    if rows is None:
+        memory.note_present(key, served.call.t, fresh)

@@ -1,0 +1,180 @@
+"""The state of one run: who decides, what was decided last, and what a call has to fit to belong to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from cachepolicies.base.errors import RunError
+from cachepolicies.base.units import row_rms
+from cachepolicies.contracts.policy import Decision
+from cachepolicies.contracts.reasons import RestartCause
+from cachepolicies.contracts.step import RunInfo
+from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.conditioning import differs, weakly
+from cachepolicies.engine.memory import Key, Memory
+
+
+@define(eq=False)
+class LastCall:
+    """What is remembered of a branch's last call to recognise the next; it keeps no argument alive.
+
+    Attributes:
+        t: noise level.
+        mark: ``(2, B)`` largest magnitude and RMS of the latent's rows, which tell latents apart; ``None`` where no
+            comparison can be needed.
+        conditioning: the other arguments, their tensors as weak references.
+    """
+
+    t: float
+    mark: Tensor | None
+    conditioning: tuple[Any, ...]
+
+
+@define(eq=False)
+class DecisionGroup:
+    """The branches and places that follow one decision: the policy's state, and the decision at the current t.
+
+    Attributes:
+        state: what the policy returned last.
+        refreshed: for each decision, serial number of the point where it was last evaluated; -1 before the first.
+        point: serial number of the current decision.
+        t: noise level of the current decision.
+        served: branch and place of those that have followed the current decision.
+        decision: the current decision as carried out.
+    """
+
+    state: Any
+    refreshed: list[int]
+    point: int = -1
+    t: float | None = None
+    served: set[Key] = field(factory=set)
+    decision: Decision | None = None
+
+    def follows(self, t: float, key: Key) -> Decision | None:
+        """Return the decision that a branch follows at a place, ``None`` where it has to be taken anew."""
+        return self.decision if self.t == t and key not in self.served else None
+
+    def conclude(self, decision: Decision, state: Any) -> None:
+        """Note a decision as it was carried out, and the policy's next state."""
+        self.decision, self.state = decision, state
+        for d, reuse in enumerate(decision.reuse):
+            if not reuse:
+                self.refreshed[d] = self.point
+
+
+@define(eq=False)
+class Run:
+    """Everything that is known between the calls of one run.
+
+    Attributes:
+        info: what the policy is told of it.
+        memory: what was evaluated, by branch and place.
+        reshaped_branches: branches whose memory was lost because the latent changed its shape.
+        groups: by branch (or all branches) and place (or all places).
+        last_calls: by branch.
+        kept: what the site keeps between calls, by branch and place: the form of an output, say.
+        origin: which generator called first; see `Call`.
+        last_t: noise level of the last call.
+        points: decisions so far.
+    """
+
+    info: RunInfo
+    memory: Memory
+    reshaped_branches: frozenset[str] = frozenset()
+    origin: int = 0
+    groups: dict[Key, DecisionGroup] = field(factory=dict)
+    last_calls: dict[str, LastCall] = field(factory=dict)
+    kept: dict[Key, Any] = field(factory=dict)
+    last_t: float = 0.0
+    points: int = 0
+
+    def next_point(self) -> int:
+        """Return the serial number of a new decision. It orders refreshes; no policy sees it."""
+        self.points += 1
+        return self.points
+
+    def restart_cause(self, call: Call) -> tuple[RestartCause, str] | None:
+        """Return why this call cannot belong to the run, and the sentence that says so; ``None`` if it can."""
+        info, x = self.info, call.x
+        if x.shape != info.shape or x.dtype != info.dtype or x.device != info.device:
+            cause = RestartCause.SHAPE_CHANGED
+            return cause, cause.text
+        if info.direction * (call.t - self.last_t) < 0:
+            return RestartCause.T_WENT_BACK, f"t went back from {self.last_t:g} to {call.t:g}"
+        if call.t == info.first_t and call.branch in self.last_calls:
+            return RestartCause.FIRST_T_AGAIN, f"branch {call.branch!r} was called again at the first t, {call.t:g}"
+        return None
+
+    def refuse_unlabelled_branches(self, call: Call, maxima: Tensor) -> None:
+        """Raise if two guidance branches are called one after the other without a label.
+
+        Reuse would then hand one branch the output of the other. Tensors are compared, which waits for the device,
+        only where an unnamed branch is called twice at one t.
+
+        Args:
+            call: the call to be served.
+            maxima: ``(B,)`` largest magnitude of the latent's rows.
+
+        Raises:
+            RunError: the same latent came twice at the same t with other conditioning.
+        """
+        last = self.last_calls.get(call.branch)
+        if last is None or last.mark is None or call.labelled or last.t != call.t:
+            return
+        mark = _mark(call, maxima)
+        if last.mark.shape != mark.shape or not torch.equal(last.mark, mark):
+            return
+        if differs(last.conditioning, call.conditioning):
+            raise RunError(
+                f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning. If these "
+                'are guidance branches, name them: denoiser(x, t, ..., branch="cond") and branch="uncond"; if they '
+                "are separate samplings, put each in `with denoiser.run(timesteps=...)`"
+            )
+
+    def note_call(self, call: Call, maxima: Tensor | None) -> None:
+        """Note that the call was served."""
+        self.last_t = call.t
+        if maxima is None or call.labelled or not call.conditioning:
+            self.last_calls[call.branch] = LastCall(call.t, None, ())
+        else:
+            self.last_calls[call.branch] = LastCall(call.t, _mark(call, maxima), weakly(call.conditioning))
+
+
+def check_origin(run: Run, call: Call) -> None:
+    """Check that an undeclared run is not called by two generators in turn: they cannot be told apart otherwise.
+
+    Raises:
+        RunError: it is.
+    """
+    if run.origin != call.origin:
+        raise RunError(
+            f"the call at t={call.t:g} comes from another generator than the run in progress, and no run was declared: "
+            "two samplings that take turns cannot be told apart. Put each in `with denoiser.run(timesteps=...)`"
+        )
+
+
+def check_declared(declaration: Declaration, t: float) -> None:
+    """Check that the first call of a declared run lies among its timesteps.
+
+    A sampler that adds noise before a step (churn) may begin somewhat above the first.
+
+    Raises:
+        RunError: it does not; most often the units differ.
+    """
+    if declaration.timesteps is None:
+        return
+    low, high = min(declaration.timesteps), max(declaration.timesteps)
+    if not low <= t <= high + 0.5 * abs(high):
+        first, last = declaration.timesteps[0], declaration.timesteps[-1]
+        raise RunError(
+            f"the run was declared with {len(declaration.timesteps)} timesteps from {first:g} to {last:g}, but its "
+            f"first call has t={t:g}, which is not among them; declare the t that the denoiser is called with"
+        )
+
+
+def _mark(call: Call, maxima: Tensor) -> Tensor:
+    return torch.stack([maxima.float(), row_rms(call.x.detach()).float()])

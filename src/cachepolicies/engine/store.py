@@ -1,0 +1,154 @@
+"""What one branch remembers at one place: its last outputs, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from attrs import define
+from torch import Tensor
+
+from cachepolicies.base.host import index_on
+from cachepolicies.base.units import row_rms
+from cachepolicies.contracts.substitute import Refresh
+
+
+@define(eq=False)
+class Sizes:
+    """The range of the RMS of every row's evaluated outputs, ``nan`` before the first finite one.
+
+    Attributes:
+        low: ``(B,)`` the smallest, float32 or float64, on the outputs' device.
+        high: ``(B,)`` the largest.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def unknown(cls, like: Tensor, batch: int) -> Sizes:
+        """Return the range of ``batch`` rows before the first output."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        nothing = torch.full((batch,), math.nan, dtype=dtype, device=like.device)
+        return cls(nothing, nothing.clone())
+
+    def take(self, output: Tensor, index: Tensor | None) -> None:
+        """Widen the range by an output ``(n, ...)`` of the rows ``index`` ``(n,)``, of all with ``None``."""
+        sizes = row_rms(output)
+        # On an accelerator an output that is not finite may get here before anyone has seen it.
+        sizes = torch.where(torch.isfinite(sizes), sizes, math.nan)
+        if index is None:
+            self.low, self.high = torch.fmin(self.low, sizes), torch.fmax(self.high, sizes)
+            return
+        self.low = self.low.index_copy(0, index, torch.fmin(self.low.index_select(0, index), sizes))
+        self.high = self.high.index_copy(0, index, torch.fmax(self.high.index_select(0, index), sizes))
+
+
+class Store:
+    """The last refreshes of one branch at one place, newest first, as many as the substitute asked for.
+
+    Rows are refreshed independently: each row's history is its own. The store owns its tensors; it copies what it is
+    given, so a sampler may change an output in place.
+
+    Args:
+        history: how many refreshes to keep.
+        sized: whether to keep the range of the outputs' RMS too, for a substitute that is guarded by it.
+    """
+
+    def __init__(self, history: int, sized: bool = False) -> None:
+        self._capacity = history
+        self._sized = sized
+        self._refreshes: list[Refresh] = []
+        self._sizes: Sizes | None = None
+
+    @property
+    def history(self) -> Sequence[Refresh]:
+        """The refreshes, newest first."""
+        return self._refreshes
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The range of the RMS of every row since the run began, if it is kept and something was remembered."""
+        return self._sizes
+
+    def holds(self, row: int, point: int) -> bool:
+        """Whether the newest entry of ``row`` is a finite output computed at the decision ``point``."""
+        if not self._refreshes:
+            return False
+        newest = self._refreshes[0]
+        return newest.filled[row] and newest.point[row] == point
+
+    def push(
+        self,
+        output: Tensor,
+        t: float,
+        point: int,
+        rows: Sequence[int] | None,
+        batch: int,
+        entered: Tensor | None = None,
+    ) -> None:
+        """Remember an evaluation.
+
+        Args:
+            output: ``(len(rows), ...)``, or ``(batch, ...)`` when ``rows`` is ``None``; copied.
+            t: noise level of the evaluation.
+            point: serial number of the decision it belongs to.
+            rows: which rows of the batch were evaluated, ``None`` for all.
+            batch: rows of the batch.
+            entered: what had gone into the place, rows as those of the output; ``None`` if it is not wanted.
+        """
+        output = output.detach()
+        entered = None if entered is None else entered.detach()
+        if rows is None:
+            self._start_over_if_different(output)
+            self._measure(output, None, batch)
+            kept = None if entered is None else entered.clone()
+            fresh = Refresh(output.clone(), [t] * batch, [True] * batch, [point] * batch, kept)
+            self._refreshes = [fresh, *self._refreshes][: self._capacity]
+            return
+        if not self._refreshes:
+            self._refreshes = [_blank(output, entered, batch)]
+        index = index_on(rows, output.device)
+        self._measure(output, index, batch)
+        if len(self._refreshes) < self._capacity:
+            self._refreshes.append(_blank(output, entered, batch))
+        for older, newer in zip(self._refreshes[:0:-1], self._refreshes[-2::-1], strict=True):
+            older.output.index_copy_(0, index, newer.output.index_select(0, index))
+            if older.input is not None and newer.input is not None:
+                older.input.index_copy_(0, index, newer.input.index_select(0, index))
+            for row in rows:
+                older.t[row], older.filled[row], older.point[row] = newer.t[row], newer.filled[row], newer.point[row]
+        newest = self._refreshes[0]
+        newest.output.index_copy_(0, index, output)
+        if newest.input is not None and entered is not None:
+            newest.input.index_copy_(0, index, entered)
+        for row in rows:
+            newest.t[row], newest.filled[row], newest.point[row] = t, True, point
+
+    def drop(self, rows: Sequence[int]) -> None:
+        """Forget the outputs of these rows; the range of their sizes stays."""
+        for refresh in self._refreshes:
+            for row in rows:
+                refresh.t[row], refresh.filled[row], refresh.point[row] = math.nan, False, -1
+
+    def _start_over_if_different(self, output: Tensor) -> None:
+        """Forget what an output of all rows cannot be combined with: a model may change its dtype or shape."""
+        if self._refreshes:
+            kept = self._refreshes[0].output
+            if (kept.shape, kept.dtype, kept.device) != (output.shape, output.dtype, output.device):
+                self._refreshes, self._sizes = [], None
+
+    def _measure(self, output: Tensor, index: Tensor | None, batch: int) -> None:
+        if not self._sized:
+            return
+        if self._sizes is None:
+            self._sizes = Sizes.unknown(output, batch)
+        self._sizes.take(output, index)
+
+
+def _blank(output: Tensor, entered: Tensor | None, batch: int) -> Refresh:
+    """Return a refresh that holds nothing, for rows like those of an output."""
+    empty = output.new_zeros((batch, *output.shape[1:]))
+    nothing = None if entered is None else entered.new_zeros((batch, *entered.shape[1:]))
+    return Refresh(empty, [math.nan] * batch, [False] * batch, [-1] * batch, nothing)

@@ -1,0 +1,1 @@
+"""Names to objects: the registries, and loading the plugins that fill them."""

@@ -1,0 +1,1 @@
+"""The first way in: `CachedDenoiser` around any callable."""

@@ -1,0 +1,226 @@
+"""Everything that is registered keeps its contract, as `cachepolicies.testing` has it.
+
+A new name needs an entry in the table of its kind below: the checks of one object, or of several with other settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from cachepolicies.adapters import adapter_of
+from cachepolicies.planning.tolerance_curve import ToleranceCurve
+from cachepolicies.policies import MagCache, Never, Schedule, SenCache, TeaCache, Uniform
+from cachepolicies.registry.load import load_plugins
+from cachepolicies.registry.registry import Registry
+from cachepolicies.testing import (
+    Check,
+    Subject,
+    adapter_checks,
+    parametrize_with_checks,
+    policy_checks,
+    scheduler_checks,
+    score_checks,
+    signal_checks,
+    site_checks,
+    substitute_checks,
+    tolerance_checks,
+)
+from cachepolicies.tolerances import OfT, Planned
+from made_plans import plan_of
+from tiny_models import TINY, TinyModel
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),
+]
+
+LOADED = load_plugins()
+LEVELS = (1000.0, 850.0, 700.0, 550.0, 400.0, 300.0, 200.0, 100.0)
+CURVE = ToleranceCurve((900.0, 100.0), (0.1, 0.3))
+RATIOS = (1.0, *[0.98] * 49)
+
+Checks = Callable[[], list[Check]]
+
+
+def _of(*checks: list[Check]) -> list[Check]:
+    return [check for each in checks for check in each]
+
+
+POLICIES: Mapping[str, Checks] = {
+    "never": lambda: policy_checks(Never()),
+    "uniform": lambda: _of(
+        policy_checks(Uniform(every=3)),
+        policy_checks(Uniform(evaluations=2), label="uniform-evaluations"),
+    ),
+    "sencache": lambda: _of(
+        policy_checks(SenCache(epsilon=0.5, epsilon_start=0.2)),
+        policy_checks(SenCache(epsilon=0.0), label="sencache-zero"),
+        policy_checks(SenCache(epsilon=0.5), substitute="linear", scheduler="flow-euler", label="sencache-with-linear"),
+        policy_checks(SenCache(epsilon="optimal:nfe=3"), timesteps=LEVELS, label="sencache-optimal"),
+    ),
+    "schedule": lambda: policy_checks(Schedule(refreshes=(0, 2, 3, 6), num_steps=8), timesteps=LEVELS),
+    "magcache": lambda: policy_checks(MagCache(threshold=0.3, retention_ratio=0.1, ratios=RATIOS)),
+    "teacache": lambda: policy_checks(TeaCache(threshold=0.3, signal="modulated_input", coefficients=(1.0, 0.0))),
+}
+
+SUBSTITUTES: Mapping[str, Checks] = {
+    "hermite": lambda: _specs(substitute_checks, "hermite", "hermite:order=3,scale=0.6,differences=newton,unit=20.0"),
+    "hold": lambda: _specs(substitute_checks, "hold"),
+    "linear": lambda: _specs(substitute_checks, "linear", "linear:time=log-snr,scheduler=ddim", "linear:time=path"),
+    "quadratic": lambda: _specs(substitute_checks, "quadratic:time=t,guard=None"),
+    "taylor": lambda: _specs(substitute_checks, "taylor:order=3", "taylor:order=2,differences=taylorseer"),
+}
+
+SITES: Mapping[str, Checks] = {
+    "output": lambda: site_checks("output"),
+    "blocks": lambda: site_checks("blocks"),
+    "module": lambda: _of(site_checks("module:path=blocks.1"), site_checks("module:path=embed", label="module-a-leaf")),
+}
+
+CLIPS = {"DDIMScheduler", "DDPMScheduler"}
+"""What is not linear in the outputs by default: it clips."""
+
+SCHEDULERS: Mapping[str, Checks] = {
+    name: lambda name=name: scheduler_checks(name, linear=name not in CLIPS)
+    for name in (
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    )
+} | {
+    "ddim": lambda: _of(scheduler_checks("ddim"), scheduler_checks("ddim:eta=0.5", label="ddim-eta")),
+    "ddpm": lambda: scheduler_checks("ddpm"),
+    "flow-euler": lambda: scheduler_checks("flow-euler:shift=3.0"),
+    "karras-euler": lambda: scheduler_checks("karras-euler"),
+    "karras-heun": lambda: scheduler_checks("karras-heun:rho=3.0"),
+}
+
+TOLERANCES: Mapping[str, Checks] = {
+    "constant": lambda: _specs(tolerance_checks, "constant:epsilon=0.1"),
+    "two-phase": lambda: _specs(tolerance_checks, "two-phase:epsilon=0.3"),
+    "optimal": lambda: _of(
+        _specs(tolerance_checks, "optimal:nfe=4", timesteps=LEVELS),
+        _specs(tolerance_checks, "optimal:target=0.02,weights=uniform", timesteps=LEVELS),
+    ),
+    "plan": lambda: tolerance_checks(Planned(plan=_plan())),
+}
+
+SCORES: Mapping[str, Checks] = {
+    "bound": lambda: _specs(score_checks, "bound", "bound:interpolation=nearest"),
+    "correlated": lambda: _specs(score_checks, "correlated"),
+    "substitute": lambda: _of(
+        _specs(score_checks, "substitute"),
+        *(
+            score_checks(LOADED.scores.create("substitute"), substitute=spec, label=f"substitute-{spec}")
+            for spec in ("linear", "quadratic")
+        ),
+    ),
+}
+
+SIGNALS: Mapping[str, Checks] = {}
+
+
+def _specs(make: Callable[..., list[Check]], *specs: str, **options) -> list[Check]:
+    registries: dict[Any, Registry[Any]] = {
+        substitute_checks: LOADED.substitutes,
+        tolerance_checks: LOADED.tolerances,
+        score_checks: LOADED.scores,
+        signal_checks: LOADED.signals,
+    }
+    return _of(*(make(registries[make].create(spec), label=spec, **options) for spec in specs))
+
+
+def _plan():
+    """A plan of the calibrated profile's model class."""
+    return plan_of(LEVELS, (0, 4), model_class="GaussianMixtureDenoiser", tolerance=CURVE)
+
+
+def _tiny_checks(key: str, tiny: TinyModel) -> list[Check]:
+    model = tiny.build()
+    subject = Subject(
+        key,
+        model,
+        tiny.inputs,
+        lambda inputs, rows: tiny.rows(inputs, list(rows)),
+        x_name=tiny.x_name,
+        t_name=tiny.t_name,
+        t_start=tiny.t_start,
+        t_end=tiny.t_end,
+    )
+    return adapter_checks(adapter_of(model), subject, label=key)
+
+
+TABLES = {
+    "policies": POLICIES,
+    "substitutes": SUBSTITUTES,
+    "sites": SITES,
+    "schedulers": SCHEDULERS,
+    "tolerances": TOLERANCES,
+    "scores": SCORES,
+    "signals": SIGNALS,
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_everything_registered_is_checked(kind):
+    ours = {entry.name for entry in getattr(LOADED, kind).entries() if entry.distribution == "cachepolicies"}
+    missing, unknown = ours - TABLES[kind].keys(), TABLES[kind].keys() - ours
+    assert not missing, f"add {sorted(missing)} to the table {kind.upper()} of tests/test_contracts.py"
+    assert not unknown, f"{sorted(unknown)} of the table {kind.upper()} in tests/test_contracts.py are not registered"
+
+
+def test_every_adapter_is_checked():
+    ours = {entry.name for entry in LOADED.adapters.entries() if entry.distribution == "cachepolicies"}
+    missing = ours - {key.partition("-")[0] for key in TINY}
+    assert not missing, f"add a tiny {sorted(missing)} to the table TINY of tests/tiny_models.py"
+
+
+@parametrize_with_checks(make() for make in POLICIES.values())
+def test_policies(check: Check):
+    check()
+
+
+@parametrize_with_checks(make() for make in SUBSTITUTES.values())
+def test_substitutes(check: Check):
+    check()
+
+
+@parametrize_with_checks(make() for make in SITES.values())
+def test_sites(check: Check):
+    check()
+
+
+@parametrize_with_checks(make() for make in SCHEDULERS.values())
+def test_schedulers(check: Check):
+    check()
+
+
+@parametrize_with_checks([*(make() for make in TOLERANCES.values()), tolerance_checks(OfT(lambda t: t / 1000))])
+def test_tolerance_schedules(check: Check):
+    check()
+
+
+@parametrize_with_checks(make() for make in SCORES.values())
+def test_scores(check: Check):
+    check()
+
+
+@parametrize_with_checks(make() for make in SIGNALS.values())
+def test_signals(check: Check):
+    check()
+
+
+@parametrize_with_checks(_tiny_checks(key, tiny) for key, tiny in TINY.items())
+def test_adapters(check: Check):
+    check()
