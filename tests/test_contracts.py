@@ -69,7 +69,10 @@ POLICIES: Mapping[str, Checks] = {
 SUBSTITUTES: Mapping[str, Checks] = {
     "hermite": lambda: _specs(substitute_checks, "hermite", "hermite:order=3,scale=0.6,differences=newton,unit=20.0"),
     "hold": lambda: _specs(substitute_checks, "hold"),
-    "linear": lambda: _specs(substitute_checks, "linear", "linear:time=log-snr,scheduler=ddim", "linear:time=path"),
+    "linear": lambda: _of(
+        _specs(substitute_checks, "linear", "linear:time=log-snr,scheduler=ddim", "linear:time=path"),
+        _specs(substitute_checks, "linear:correct=0.8", scheduler="flow-euler"),
+    ),
     "quadratic": lambda: _specs(substitute_checks, "quadratic:time=t,guard=None"),
     "taylor": lambda: _specs(substitute_checks, "taylor:order=3", "taylor:order=2,differences=taylorseer"),
 }

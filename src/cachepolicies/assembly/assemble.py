@@ -171,7 +171,7 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
     """Check that everything that policy and substitute declare is provided.
 
     Raises:
-        NeedsError: a signal, a profile, or something in the profile is missing.
+        NeedsError: a signal, a profile, or something in the profile is missing; or the site cannot correct.
     """
     needs, site = policy.needs, setup.site
     for user, signals in (
@@ -191,6 +191,11 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
                     else "give another signal, register one, or write an adapter that has it"
                 )
             )
+    if substitute.corrects and site is not None and not site.replaces_evaluations:
+        raise NeedsError(
+            f"substitute {substitute.name!r} corrects evaluations, and at site {site.name!r} the forward goes on with "
+            "what was evaluated; use site='output', or a substitute that does not correct (correct=0)"
+        )
     wanted = sorted(needs.curves | needs.tables)
     if wanted and setup.profile is None:
         raise profile_is_missing(policy.name, wanted)

@@ -66,6 +66,14 @@ class ResolvedSite(Contract, declares=True):
         return len(self.places) == 1
 
     @property
+    def replaces_evaluations(self) -> bool:
+        """Whether the caller gets what the engine answers also where it evaluated, so that it may be corrected.
+
+        By default not: a forward under way goes on with what its modules returned.
+        """
+        return False
+
+    @property
     def signals(self) -> frozenset[str]:
         """Names of the signals that this site can supply; none by default."""
         return frozenset()

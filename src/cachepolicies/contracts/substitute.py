@@ -56,6 +56,7 @@ class Context:
         branch: of the call.
         place: of the site; ``""`` where it has one place.
         index: step of the run, or ``None`` when the run was not declared.
+        timesteps: t of the first evaluation of every step, or ``None`` when the run was not declared.
     """
 
     t: float
@@ -66,6 +67,7 @@ class Context:
     branch: str = "default"
     place: str = ""
     index: int | None = None
+    timesteps: tuple[float, ...] | None = field(default=None, repr=False)
 
 
 @frozen(eq=False)
@@ -127,6 +129,14 @@ class Substitute(Contract, declares=True):
         """Whether ``predict`` looks at what other branches returned at this t. Not by default."""
         return False
 
+    @property
+    def corrects(self) -> bool:
+        """Whether it has a `correction` for evaluations; needs a declared run and the site ``output``. Not by default.
+
+        One refresh of the ``history`` is then the evaluation that is corrected.
+        """
+        return False
+
     def resolve(self, setup: Setup) -> Substitute:
         """Return the substitute that works in this set-up; itself unless it says otherwise. Called once.
 
@@ -153,12 +163,29 @@ class Substitute(Contract, declares=True):
             record.
         """
 
+    def correction(self, context: Context, history: Sequence[Refresh]) -> Tensor | None:
+        """Return what is added to a new evaluation to make up for the errors of the stand-ins before it.
+
+        Asked for at every evaluation if it ``corrects``, and left out in rows where the guard held an output back since
+        the last refresh. What is remembered is the evaluation itself.
+
+        Args:
+            context: the present, of the new evaluation.
+            history: up to ``self.history`` refreshes, newest first; the newest is the new evaluation in every row that
+                was evaluated. What is returned for the other rows is ignored.
+
+        Returns:
+            ``(B, ...)`` floating point, 0 in rows without stand-ins; ``None``, as by default, where there is nothing to
+            add in any row.
+        """
+        return None
+
 
 class Extrapolation(Substitute, declares=True):
     """A substitute that is a linear combination of remembered outputs, with weights that depend on noise levels only.
 
     What derives from it can be planned for: the error of any such combination is known from the differences between the
-    outputs of the calibration runs. ``history`` is one more than ``order``.
+    outputs of the calibration runs. ``history`` is one more than ``order``, and another one if it corrects.
     """
 
     @property
@@ -168,8 +195,8 @@ class Extrapolation(Substitute, declares=True):
 
     @property
     def history(self) -> int:
-        """One refresh more than the order; as many outputs are kept for every branch and place."""
-        return self.order + 1
+        """One refresh more than the order, and the one that is corrected; as many outputs are kept for every branch."""
+        return self.order + 1 + int(self.corrects)
 
     def time(self, t: float) -> float:
         """Return the point on the axis that the substitute extrapolates in, which belongs to the noise level t."""

@@ -202,4 +202,14 @@ class ServedCall:
         """Return what the substitute is told of the present."""
         call = self.call
         others = self.run.memory.present(self.key(arrival.place), call.t)
-        return Context(call.t, call.x, arrival.input, arrival.signals, others, call.branch, arrival.place, self.index)
+        return Context(
+            call.t,
+            call.x,
+            arrival.input,
+            arrival.signals,
+            others,
+            call.branch,
+            arrival.place,
+            self.index,
+            self.run.info.timesteps,
+        )

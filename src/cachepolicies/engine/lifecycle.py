@@ -111,9 +111,11 @@ class Request:
                 check_declared(declaration, call.t)
             if cause is not None:
                 self.trace.notes.append(f"the run restarted at call {self.calls}: {sentence}")
-        elif self.policy.needs.run_length:
+        elif self.policy.needs.run_length or self.substitute.corrects:
+            user = "policy" if self.policy.needs.run_length else "substitute"
+            name = (self.policy if self.policy.needs.run_length else self.substitute).name
             raise NeedsError(
-                f"policy {self.policy.name!r} with these settings needs the run length; call the denoiser inside "
+                f"{user} {name!r} with these settings needs the run length; call the denoiser inside "
                 "`with denoiser.run(timesteps=...):`. In place, a pipeline's scheduler tells it; for a module alone: "
                 "`with enabled.run(timesteps=...):`, or `model.cache_context(name, step_index=, num_inference_steps=)`"
             )

@@ -20,6 +20,7 @@ from cachepolicies.contracts.policy import Decision
 from cachepolicies.engine import check
 from cachepolicies.engine.audit import audited
 from cachepolicies.engine.call import EVERY_ROW, Arrival, EvaluationRequest, Exchange
+from cachepolicies.engine.correct import corrected
 from cachepolicies.engine.memory import Evaluated
 from cachepolicies.engine.record import record
 from cachepolicies.engine.stand_in import StandIn, stand_in
@@ -69,10 +70,10 @@ def _carried_out(
     layout = served.run.info.layout
     if not any(decision.reuse):
         output = check.evaluated((yield EVERY_ROW), layout.rows)
-        _remember(served, arrival, point, output, None)
-        return StandIn(output)
+        return StandIn(_evaluated(served, arrival, point, output, None))
     key = served.key(arrival.place)
-    answer = stand_in(served.engine.substitute, served.context(arrival), served.run.memory.held(key))
+    store = served.run.memory.held(key)
+    answer = stand_in(served.engine.substitute, served.context(arrival), store)
     output = answer.output
     rows = layout.select([not reuse for reuse in decision.reuse])
     if rows:
@@ -83,10 +84,23 @@ def _carried_out(
                 f"{tuple(output.shape)} {output.dtype} before; use per_sample=False if its output depends on the "
                 "size of the batch"
             )
-        output = output.index_copy(0, index_on(rows, output.device), fresh)
-        _remember(served, arrival, point, fresh, rows)
+        handed_on = _evaluated(served, arrival, point, fresh, rows)
+        output = output.index_copy(0, index_on(rows, output.device), handed_on)
+    if answer.clipped is not None:
+        store.note_clipped(answer.clipped, rows)
     served.run.memory.note_present(key, served.call.t, output)
     return StandIn(output, answer.order, answer.clipped)
+
+
+def _evaluated(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> Tensor:
+    """Remember an evaluation and return what flows on: itself, unless the substitute corrects it."""
+    substitute, memory, key = served.engine.substitute, served.run.memory, served.key(arrival.place)
+    before = memory.store(key)
+    clipped = None if before is None else before.clipped
+    _remember(served, arrival, point, fresh, rows)
+    if not substitute.corrects or served.maxima is None or before is None:
+        return fresh
+    return corrected(substitute, served.context(arrival), memory.held(key).history, clipped, fresh, rows)
 
 
 def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> None:

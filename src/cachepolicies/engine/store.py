@@ -61,6 +61,8 @@ class Store:
         self._sized = sized
         self._refreshes: list[Refresh] = []
         self._sizes: Sizes | None = None
+        self.clipped: Tensor | None = None
+        """``(B,)`` bool, rows in which the guard held an output back since the last refresh; ``None`` for none."""
 
     @property
     def history(self) -> Sequence[Refresh]:
@@ -100,6 +102,9 @@ class Store:
         """
         output = output.detach()
         entered = None if entered is None else entered.detach()
+        if self.clipped is not None:
+            index = None if rows is None else index_on(rows, self.clipped.device)
+            self.clipped = None if index is None else self.clipped.index_fill(0, index, False)
         if rows is None:
             self._start_over_if_different(output)
             self._measure(output, None, batch)
@@ -125,6 +130,12 @@ class Store:
             newest.input.index_copy_(0, index, entered)
         for row in rows:
             newest.t[row], newest.filled[row], newest.point[row] = t, True, point
+
+    def note_clipped(self, clipped: Tensor, evaluated: Sequence[int]) -> None:
+        """Note the rows ``(B,)`` bool in which the guard held an output back, but for those that were evaluated."""
+        if evaluated:
+            clipped = clipped.index_fill(0, index_on(evaluated, clipped.device), False)
+        self.clipped = clipped if self.clipped is None else self.clipped | clipped
 
     def drop(self, rows: Sequence[int]) -> None:
         """Forget the outputs of these rows; the range of their sizes stays."""

@@ -44,6 +44,11 @@ class OutputSite(ResolvedSite):
     shares: Mapping[str, float] = field(factory=lambda: {WHOLE: 1.0}, repr=False)
 
     @property
+    def replaces_evaluations(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def signals(self) -> frozenset[str]:
         """Those that need nothing from inside the model."""
         return frozenset(self.readable)
