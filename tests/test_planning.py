@@ -19,15 +19,18 @@ from cachepolicies.base.errors import NeedsError, PolicyError, ProfileError, Set
 from cachepolicies.planning import (
     Objective,
     PlanningProblem,
+    Signed,
     Sum,
     measured_errors,
     plan,
     predicted_errors,
+    signed_sums,
     table_from_dense,
     trade_off,
 )
 from cachepolicies.planning import planner as planner_module
 from cachepolicies.planning.error_table import existing, table_shape
+from cachepolicies.planning.stretches import ACTED_UPON
 from cachepolicies.profiles.schema import SchedulerInfo
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.substitutes import Hold, Linear, Quadratic
@@ -136,7 +139,41 @@ def test_the_sum_is_what_scipy_finds_on_the_layered_graph():
     graph = csr_array((costs, (tails, heads)), shape=((steps + 1) ** 2,) * 2)
     distances = dijkstra(graph, indices=0).reshape(steps + 1, steps + 1)[:, steps]
     exact = distances[1:] - np.arange(1, steps + 1)
-    assert np.allclose([s.predicted for s in trade_off(problem)], np.minimum.accumulate(exact), atol=1e-9)
+    assert np.allclose([s.predicted for s in trade_off(problem, "sum")], np.minimum.accumulate(exact), atol=1e-9)
+
+
+@settings(max_examples=40)
+@given(problem=problems(largest=8, orders=(0, 1, 2)), power=st.sampled_from([1.0, 2.0, 4.0]), seed=st.integers(0, 99))
+def test_nothing_is_better_than_the_signed_path(problem, power, seed):
+    """Whatever the sums of the stretches are, the path with the least powers of them is found."""
+    sums = np.where(
+        np.isfinite(problem.errors), np.random.default_rng(seed).uniform(0, 2, problem.errors.shape), np.inf
+    )
+    problem = attrs.evolve(problem, sums=sums)
+
+    def cost(refreshes):
+        total, gaps = 0.0, (0,) * problem.order
+        for before, after in pairwise((*refreshes, problem.num_steps)):
+            if after - before > 1:
+                entry = (before, after - before - 2, *gaps)
+                total += sums[entry] ** power
+            gaps = (after - before, *gaps)[: problem.order]
+        return total ** (1 / power)
+
+    for solution in trade_off(problem, Signed(power=power)):
+        best = min(cost(r) for r in every_plan(problem) if len(r) <= solution.budget)
+        assert same(cost(solution.refreshes), best)
+        assert same(solution.predicted, best)
+
+
+def test_a_signed_objective_needs_sums():
+    problem = PlanningProblem(np.ones(4), table_from_dense([np.ones((4, 4))]))
+    with pytest.raises(SettingsError, match="the problem has no sums; give"):
+        trade_off(problem, "signed")
+    with pytest.raises(SettingsError, match="sums has shape"):
+        attrs.evolve(problem, sums=np.ones((4, 2)))
+    with pytest.raises(SettingsError, match="power must be a finite number >= 1"):
+        Signed(power=0.5)
 
 
 @frozen
@@ -184,7 +221,7 @@ def test_an_objective_that_breaks_its_contract_is_named():
 
     with pytest.raises(SettingsError, match=r"objective 'sorted': edges returned the shape \(3,\)"):
         trade_off(problem, Flat())
-    with pytest.raises(SettingsError, match=r"objective is .* give sum, max, lexicographic, or an object"):
+    with pytest.raises(SettingsError, match=r"objective is .* give signed, sum, max, lexicographic, or an object"):
         trade_off(problem, object())  # type: ignore[arg-type]
 
 
@@ -290,6 +327,63 @@ def test_coefficients_that_break_the_contract_are_refused():
         measured_errors(profile, Spare())
 
 
+CORRECTING = [
+    Linear(time="t", correct=0.8, scheduler=FlowEuler()),
+    Quadratic(time="t", correct=1.0, scheduler=FlowEuler()),
+]
+
+
+@pytest.mark.parametrize("substitute", [Hold(), Linear(time="t"), Quadratic(time="t"), *CORRECTING])
+@pytest.mark.parametrize("max_reuse", [None, 3])
+def test_signed_sums_are_those_of_the_vectors(substitute, max_reuse):
+    y = outputs()
+    profile = profile_of(y)
+    steps, ts, weights = len(y), profile.timesteps, np.linspace(3, 0.5, len(y))
+    table = signed_sums(profile, substitute, weights, max_reuse)
+    there = existing(table.shape)
+    assert np.isinf(table[~there]).all()
+    for entry in np.argwhere(there).tolist():
+        r, reuses, gaps = entry[0], entry[1] + 1, entry[2:]
+        refreshes = [r]
+        for gap in gaps:
+            if gap:
+                refreshes.append(refreshes[-1] - gap)
+        levels, following = [ts[s] for s in refreshes], r + reuses + 1
+        total = corrected = np.zeros(y.shape[1:])
+        for k in range(r + 1, r + reuses + 1):
+            bare = substitute.coefficients(ts[k], levels)
+            total = total + weights[k] * (y[k] - sum(c * y[s] for c, s in zip(bare, refreshes, strict=False)))
+            if following < steps:
+                late = substitute.corrected_coefficients(ts[k], levels, ts[following])
+                stand_in = sum(c * y[s] for c, s in zip(late, (following, *refreshes), strict=False))
+                corrected = corrected + weights[k] * (y[k] - stand_in)
+        expected = rms(total)
+        if substitute.corrects and following < steps:
+            expected = np.sqrt(rms(corrected) ** 2 + (ACTED_UPON * rms(total)) ** 2)
+        assert table[tuple(entry)] == pytest.approx(expected.mean(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("substitute", [*CORRECTING, Linear(time="t")])
+def test_coefficients_after_a_correction_are_the_same_one_by_one(substitute):
+    rng = np.random.default_rng(0)
+    t = np.sort(rng.uniform(1, 1000, (40, 5)), axis=1)[:, ::-1]
+    refreshes, now, following = t[:, 2::-1], t[:, 3], t[:, 4]
+    many = substitute.many_corrected_coefficients(now, refreshes, following)
+    assert many.sum(axis=1) == pytest.approx(np.ones(40))
+    for row in range(40):
+        one = substitute.corrected_coefficients(now[row], refreshes[row].tolist(), following[row])
+        assert many[row, : len(one)] == pytest.approx(one)
+        assert not many[row, len(one) :].any()
+
+
+def test_predicted_errors_of_a_stretch_point_the_same_way():
+    profile = profile_of(outputs())
+    made = plan(profile, 4, errors="predicted", weights="uniform", objective=Signed(power=1))
+    bound = plan(profile, 4, errors="predicted", weights="uniform", objective="sum")
+    assert made.refreshes == bound.refreshes
+    assert made.predicted == pytest.approx(bound.predicted)
+
+
 # ------------------------------------------------------------------------------------------------ plan()
 
 
@@ -297,7 +391,7 @@ def test_coefficients_that_break_the_contract_are_refused():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_plan_says_what_it_does(substitute, objective):
     profile = profile_of(outputs())
-    made = plan(profile, 5, substitute=substitute, objective=objective, always=(-1,), max_reuse=4)
+    made = plan(profile, 5, substitute=substitute, objective=objective, weights="measured", always=(-1,), max_reuse=4)
     assert made.source.profile == "made-up"
     assert made.timesteps == profile.timesteps
     assert made.substitute == substitute
@@ -405,7 +499,7 @@ def test_missing_numbers_are_named():
         plan(without, 4)
     with pytest.raises(NeedsError, match="'displacement'"):
         plan(without, 4, errors="predicted")
-    with pytest.raises(NeedsError, match="measured weights need the curve 'weight'"):
+    with pytest.raises(NeedsError, match="geometric weights need the curve 'weight'"):
         plan(profile_of(outputs(), weight=False), 4)
     unknown = attrs.evolve(profile, scheduler=SchedulerInfo("nobodys", "flow"))
     with pytest.raises(NeedsError, match="scheduler 'nobodys' of profile 'made-up' is not registered here; give"):

@@ -86,6 +86,9 @@ non_negative = _expecting("a finite number >= 0", *_NUMBER, ge(0))
 positive = _expecting("a finite number > 0", *_NUMBER, gt(0))
 """Accepts a finite number > 0, see `finite`."""
 
+at_least_one = _expecting("a finite number >= 1", *_NUMBER, ge(1))
+"""Accepts a finite number >= 1, see `finite`."""
+
 fraction = _expecting("a fraction from 0 to 1", *_NUMBER, ge(0), le(1))
 """Accepts a number from 0 to 1, both included, see `finite`."""
 

@@ -17,8 +17,9 @@ def plan(
         float | None, typer.Option(help="Instead: the fewest evaluations whose predicted error is at most this.")
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="Of the weighted errors: sum, max, or lexicographic (max first, then sum).")
-    ] = "sum",
+        str,
+        typer.Option(help="Of the weighted errors: signed (as vectors), sum, max, or lexicographic (max, then sum)."),
+    ] = "signed",
     errors: Annotated[
         str, typer.Option(help="Errors of a reuse: measured on the calibration runs, or predicted by the score.")
     ] = "measured",
@@ -29,8 +30,8 @@ def plan(
         typer.Option(help="A step that is always refreshed, negative from the end; may be given several times."),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="What an error does to the sample: measured, bound or uniform.")
-    ] = "measured",
+        str, typer.Option(help="What an error does to the sample: geometric, measured, bound or uniform.")
+    ] = "geometric",
     num_steps: Annotated[
         int | None, typer.Option(help="Sampler steps, the calibrated ones by default; others with --errors predicted.")
     ] = None,

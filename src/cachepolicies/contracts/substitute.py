@@ -216,6 +216,19 @@ class Extrapolation(Substitute, declares=True):
             change is reproduced.
         """
 
+    def corrected_coefficients(self, t: float, refreshes: Sequence[float], following: float) -> tuple[float, ...]:
+        """Return what a stand-in amounts to once the next evaluation has corrected it; where it is not, what it is.
+
+        Args:
+            t: noise level of the skipped evaluation.
+            refreshes: noise levels of the refreshes before it, newest first.
+            following: noise level of the next evaluation.
+
+        Returns:
+            The weight of the next evaluation's output, then those of `coefficients`; they sum to 1.
+        """
+        return (0.0, *self.coefficients(t, refreshes))
+
     def many_coefficients(self, t: NDArray[np.float64], refreshes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return `coefficients` at many points; one by one unless it says otherwise.
 
@@ -234,6 +247,26 @@ class Extrapolation(Substitute, declares=True):
             weights = self.coefficients(level, seen)
             if not 1 <= len(weights) <= len(seen):
                 raise PolicyError(f"substitute {self!r} has {len(weights)} coefficients for {len(seen)} refreshes")
+            found[row, : len(weights)] = weights
+        return found
+
+    def many_corrected_coefficients(
+        self, t: NDArray[np.float64], refreshes: NDArray[np.float64], following: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Return `corrected_coefficients` at many points; one by one unless it says otherwise.
+
+        Args:
+            t: ``(M,)`` noise levels of the skipped evaluations.
+            refreshes: ``(M, n)`` noise levels of the last refreshes of each, newest first.
+            following: ``(M,)`` noise levels of the next evaluations.
+
+        Returns:
+            ``(M, 1 + n)`` float64: the next evaluation, then the refreshes; 0 for those that do not count.
+        """
+        found = np.zeros((len(t), 1 + refreshes.shape[1]))
+        rows = zip(t.tolist(), refreshes.tolist(), following.tolist(), strict=True)
+        for row, (level, seen, after) in enumerate(rows):
+            weights = self.corrected_coefficients(level, seen, after)
             found[row, : len(weights)] = weights
         return found
 

@@ -10,6 +10,7 @@ from cachepolicies.planning.io import save_plan as save_plan
 from cachepolicies.planning.objectives import Largest as Largest
 from cachepolicies.planning.objectives import Lexicographic as Lexicographic
 from cachepolicies.planning.objectives import Objective as Objective
+from cachepolicies.planning.objectives import Signed as Signed
 from cachepolicies.planning.objectives import Sum as Sum
 from cachepolicies.planning.plan_record import Plan as Plan
 from cachepolicies.planning.plan_record import PlanError as PlanError
@@ -20,6 +21,7 @@ from cachepolicies.planning.plot import plot_plan as plot_plan
 from cachepolicies.planning.problem import PlanningProblem as PlanningProblem
 from cachepolicies.planning.problem import Solution as Solution
 from cachepolicies.planning.shortest_path import trade_off as trade_off
+from cachepolicies.planning.stretches import signed_sums as signed_sums
 from cachepolicies.planning.summary import summarise_plan as summarise_plan
 from cachepolicies.planning.tolerance_curve import ToleranceCurve as ToleranceCurve
 from cachepolicies.planning.tolerance_fit import InfeasibleToleranceError as InfeasibleToleranceError
@@ -37,6 +39,7 @@ __all__ = [
     "PlanPoint",
     "PlanSource",
     "PlanningProblem",
+    "Signed",
     "Solution",
     "Sum",
     "ToleranceCurve",
@@ -48,6 +51,7 @@ __all__ = [
     "predicted_errors",
     "read_plan",
     "save_plan",
+    "signed_sums",
     "step_weights",
     "summarise_plan",
     "table_from_dense",

@@ -65,11 +65,11 @@ def measured_errors(
         PolicyError: the substitute's coefficients are not finite or do not sum to 1, or are more than the refreshes.
         SettingsError: the table would be too large; says which ``max_reuse`` is possible.
     """
-    _require(profile, ("change",), "measured errors")
+    require(profile, ("change",), "measured errors")
     change, timesteps = profile.tables["change"], profile.timesteps
 
     def combined(k: Integers, refreshes: tuple[Integers, ...]) -> Floats:
-        weights = _coefficients(substitute, timesteps, k, refreshes)
+        weights = coefficients_at(substitute, timesteps, k, refreshes)
         return cast("Floats", combination_rms(change, np.stack((k, *refreshes), axis=1), weights).mean(axis=1))
 
     return _filled_table(len(timesteps), substitute.order if order is None else order, max_reuse, combined)
@@ -116,11 +116,16 @@ def displacement_of(profile: Profile, timesteps: Sequence[float]) -> Floats:
     """
     from cachepolicies.scores.displacement import Displacement
 
-    _require(profile, ("displacement",), "the displacement between steps")
+    require(profile, ("displacement",), "the displacement between steps")
     return cast("Floats", Displacement(profile).table(timesteps).mean(axis=2))
 
 
-def _require(profile: Profile, names: Sequence[str], what: str) -> None:
+def require(profile: Profile, names: Sequence[str], what: str) -> None:
+    """Check that a profile has some curves and tables.
+
+    Raises:
+        NeedsError: one is missing; names it and what is there.
+    """
     known = {*profile.curves, *profile.tables}
     if missing := [name for name in names if name not in known]:
         raise NeedsError(
@@ -144,7 +149,7 @@ def _filled_table(num_steps: int, order: int, max_reuse: int | None, errors: _Er
     return table
 
 
-def _coefficients(
+def coefficients_at(
     substitute: Extrapolation, timesteps: Sequence[float], k: Integers, refreshes: tuple[Integers, ...]
 ) -> Floats:
     """Return ``(M, 1 + refreshes)``: 1 for the reused step, minus the substitute's coefficients for the refreshes."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from cachepolicies.base.errors import SettingsError, nearest_match_hint
+from cachepolicies.base.settings import at_least_one, plain
 from cachepolicies.contracts.declared import Contract
 from cachepolicies.planning.error_table import Floats
+
+_USUAL_POWER = 2.0
 
 
 class Objective(Contract, declares=True):
@@ -35,6 +39,11 @@ class Objective(Contract, declares=True):
         """Whether the largest weighted error of a step is minimised first, and the value only among those plans."""
         return False
 
+    @property
+    def signed(self) -> bool:
+        """Whether an edge is judged by the vector sum of its errors, not by their sizes; by their sizes by default."""
+        return False
+
     @abstractmethod
     def start(self, refreshes: int) -> Floats:
         """Return the value ``(K,)`` of a path without edges, where paths have at most ``refreshes`` edges."""
@@ -44,8 +53,9 @@ class Objective(Contract, declares=True):
         """Return what ``join`` needs of edges.
 
         Args:
-            errors: ``(..., n)`` weighted errors of the first, second, ... reuse after a refresh; inf from where on
-                there are no more steps.
+            errors: ``(..., n)`` weighted errors of the first, second, ... reuse after a refresh; where the objective is
+                ``signed``, the RMS of the sum of the first 1, 2, ... n weighted errors instead. inf from where on there
+                are no more steps.
 
         Returns:
             ``(..., n + 1, E)`` of the edges with 0, 1, ... n reuses.
@@ -126,11 +136,57 @@ class Largest(Objective):
         return float(value[0])
 
 
+@frozen
+class Signed(Objective):
+    """The errors of one stretch as vectors, the stretches as powers: ``(sum_edges || sum_k w_k e_k || ** p) ** (1/p)``.
+
+    Between two refreshes a stand-in errs on one side, so that the errors of a stretch add up or cancel as vectors do.
+    The errors of different stretches have little to do with each other: with the power 2 they add as if at right
+    angles, and the larger the power, the more the largest of them counts.
+
+    Attributes:
+        power: p, >= 1.
+    """
+
+    power: float = field(default=_USUAL_POWER, converter=plain, validator=at_least_one)
+
+    @property
+    def signed(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """``"signed"``, with its power where that is not the usual one."""
+        return "signed" if self.power == _USUAL_POWER else f"signed, power {self.power:g}"
+
+    def start(self, refreshes: int) -> Floats:
+        """Return 0, ``(1,)``."""
+        return np.zeros(1)
+
+    def edges(self, errors: Floats) -> Floats:
+        """Return the powers of the sums of the first 0, 1, ... n errors, ``(..., n + 1, 1)``."""
+        return _with_none(errors)[..., None] ** self.power
+
+    def join(self, paths: Floats, edges: Floats) -> Floats:
+        """Return the sum."""
+        return paths + edges
+
+    def cost(self, value: Floats) -> float:
+        """Return the root of the sum: RMS change of the sample, where the weights say that."""
+        return math.pow(float(value[0]), 1.0 / self.power)
+
+
 def _with_none(errors: Floats) -> Floats:
     return np.concatenate([np.zeros((*errors.shape[:-1], 1)), errors], axis=-1)
 
 
-OBJECTIVES: dict[str, Objective] = {"sum": Sum(), "max": Largest(), "lexicographic": Lexicographic()}
+OBJECTIVES: dict[str, Objective] = {
+    "signed": Signed(),
+    "sum": Sum(),
+    "max": Largest(),
+    "lexicographic": Lexicographic(),
+}
 """The built-in objectives by name."""
 
 

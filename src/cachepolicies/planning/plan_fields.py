@@ -114,7 +114,7 @@ class PlanFields:
                 _refuse_field(what, getattr(self, what), "a name")
         for what, known in (
             ("errors", ("measured", "predicted")),
-            ("weights_kind", ("measured", "bound", "uniform")),
+            ("weights_kind", ("geometric", "measured", "bound", "uniform")),
             ("method", ("shortest-path", "milp")),
         ):
             if getattr(self, what) not in known:

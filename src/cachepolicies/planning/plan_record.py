@@ -21,9 +21,9 @@ class Plan(PlanFields):
         source: the profile.
         timesteps: N values of the scheduler's t, strictly decreasing, one per step of the planned run.
         substitute: spec of the substitute that was planned for; its refresh steps are wrong for another one.
-        objective: name of the objective, ``"sum"``, ``"max"``, ``"lexicographic"`` or that of a plugin's.
+        objective: name of the objective, ``"signed"``, ``"sum"``, ``"max"``, ``"lexicographic"`` or a plugin's.
         errors: ``"measured"`` or ``"predicted"``, where the errors of a reuse are from.
-        weights_kind: ``"measured"``, ``"bound"`` or ``"uniform"``.
+        weights_kind: ``"geometric"``, ``"measured"``, ``"bound"`` or ``"uniform"``.
         method: ``"shortest-path"``; ``"milp"`` in files of an earlier version, which could ask a mixed-integer solver.
         max_reuse: largest number of reuses in a row, None without a limit.
         always: steps that were to be refreshed whatever the budget, increasing.

@@ -23,6 +23,7 @@ from cachepolicies.planning.objectives import Objective, as_objective
 from cachepolicies.planning.plan_record import Plan, PlanPoint, PlanSource
 from cachepolicies.planning.problem import PlanningProblem, Solution
 from cachepolicies.planning.shortest_path import trade_off
+from cachepolicies.planning.stretches import signed_sums, sums_along
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.planning.tolerance_fit import InfeasibleToleranceError, Shape, fit
 from cachepolicies.planning.weights import WeightKind, step_weights
@@ -41,12 +42,12 @@ def plan(
     budget: int | None = None,
     *,
     target: float | None = None,
-    objective: str | Objective = "sum",
+    objective: str | Objective = "signed",
     errors: ErrorKind = "measured",
     substitute: str | Substitute = "hold",
     max_reuse: int | None = None,
     always: Iterable[int] = (),
-    weights: WeightKind = "measured",
+    weights: WeightKind = "geometric",
     num_steps: int | None = None,
     scheduler: object = None,
     shape: Shape = "piecewise",
@@ -54,22 +55,25 @@ def plan(
     """Choose the steps of a run to refresh, so that the error of the sample is as small as a budget allows.
 
     With refreshes R, step k outside R has the error e_k of the substitute, which the sampler turns into ``w_k e_k`` in
-    the sample. What is minimised over R with ``|R| <= budget`` is their sum, their maximum, or the maximum first and
-    the sum among the plans that have it. With ``"sum"`` that is the triangle inequality's bound of the whole error;
-    the lexicographic order is close to that of LeMiCa (arXiv 2511.00090). The optimum is exact.
+    the sample. What is minimised over R with ``|R| <= budget`` is by default the root of the sum of squares, over the
+    stretches between refreshes, of the size of the vector sum of their weighted errors; or the sum of all sizes, the
+    triangle inequality's bound of the whole error; or the largest; or the largest first and the sum among the plans
+    that have it, which is close to LeMiCa (arXiv 2511.00090). The optimum is exact.
 
     Args:
         profile: what calibration measured, or where to load it from.
         budget: most refreshes, from 1 to N. Give this or ``target``.
         target: instead, take the smallest budget whose predicted objective is at most this.
-        objective: ``"sum"``, ``"max"``, ``"lexicographic"``, or an object that follows
-            `cachepolicies.planning.Objective`.
+        objective: ``"signed"``, ``"sum"``, ``"max"``, ``"lexicographic"``, or an object that follows
+            `cachepolicies.planning.Objective`. Where errors are predicted, their directions are not known, and
+            ``"signed"`` takes all errors of a stretch to point the same way.
         errors: ``"measured"`` on the calibration runs for this substitute (table ``change``), for the calibrated
             timesteps only; or ``"predicted"`` by the substitute's score from the mean displacement, for any.
         substitute: what stands in for a skipped evaluation: a name, a spec, or an object.
         max_reuse: most reuses in a row, None without a limit.
         always: steps that are always refreshed, negative ones from the end. Step 0 always is.
-        weights: ``"measured"``, ``"bound"`` or ``"uniform"``; see `cachepolicies.planning.step_weights`.
+        weights: ``"geometric"``, ``"measured"``, ``"bound"`` or ``"uniform"``; see
+            `cachepolicies.planning.step_weights`.
         num_steps: N, the profile's own if ``None``.
         scheduler: of the run to plan, whatever `as_scheduler` takes; the profile's own if ``None``.
         shape: of the tolerance over t: ``"piecewise"`` linear, or ``"monotone"`` along the run.
@@ -106,7 +110,14 @@ def plan(
     asked = _problem_without_errors(weighed, limit, always)
     if budget is not None:
         asked.check_budget(budget)  # before the errors, which take long
-    problem = PlanningProblem(weighed, _errors_of_reuses(loaded, errors, used, timesteps, limit), limit, asked.always)
+    reuses = _errors_of_reuses(loaded, errors, used, timesteps, limit)
+    if not made.signed:
+        sums = None
+    elif errors == "measured":
+        sums = signed_sums(loaded, as_extrapolation(used), weighed, limit)
+    else:
+        sums = sums_along(reuses, weighed.tolist())
+    problem = PlanningProblem(weighed, reuses, limit, asked.always, sums)
     curve = trade_off(problem, made)
     if budget is not None:
         best = next(s for s in curve if s.budget == budget)
@@ -275,7 +286,7 @@ def _source_of(profile: Profile, scheduler: Scheduler) -> PlanSource:
 def _carried_over(profile: Profile, scheduler: Scheduler, weights: str) -> str:
     """Return what was measured under another scheduler than the one planned for, as a note."""
     info = profile.scheduler
-    if info is None or weights != "measured" or info == SchedulerInfo.of(scheduler):
+    if info is None or weights not in ("geometric", "measured") or info == SchedulerInfo.of(scheduler):
         return ""
     return (
         f"the weights were measured with the scheduler {info.name}, settings {json.dumps(dict(info.config))}, not with "

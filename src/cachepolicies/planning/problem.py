@@ -26,6 +26,15 @@ def _error_table(values: Any) -> Floats:
     return _read_only(array)
 
 
+def _sum_table(values: Any) -> Floats | None:
+    if values is None:
+        return None
+    array = _array("sums", values)
+    if array.ndim >= 2:
+        array[~existing(array.shape)] = np.inf
+    return _read_only(array)
+
+
 def _array(what: str, values: Any) -> Floats:
     try:
         return np.array(values, dtype=np.float64)  # a copy: a problem cannot be changed from outside
@@ -61,6 +70,8 @@ class PlanningProblem:
         errors: ``(N, n) + (n + 2,) * p`` float64, >= 0, with ``n = min(max_reuse, N - 1)``.
         max_reuse: most reuses in a row, None without a limit.
         always: steps that are refreshed whatever the budget, negative ones from the end; step 0 always is.
+        sums: laid out as ``errors``, or None: the RMS of the sum of the weighted errors, as vectors, of the first l
+            reuses after r. Objectives that are ``signed`` need it; see `cachepolicies.planning.signed_sums`.
 
     Raises:
         SettingsError: a value is not finite or negative, a shape does not fit, or a step is out of range.
@@ -70,6 +81,7 @@ class PlanningProblem:
     errors: Floats = field(converter=_error_table, repr=False)
     max_reuse: int | None = field(default=None, converter=plain)
     always: tuple[int, ...] = field(default=(), converter=_step_tuple)
+    sums: Floats | None = field(default=None, converter=_sum_table, repr=False)
 
     @max_reuse.validator
     def _check_max_reuse(self, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -91,13 +103,11 @@ class PlanningProblem:
                 f"{self.max_reuse}; see table_from_dense"
             )
         there = existing(self.errors.shape)
-        wrong = there & ~(np.isfinite(self.errors) & (self.errors >= 0))
-        if wrong.any():
-            entry = tuple(int(index) for index in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
-            raise SettingsError(
-                f"errors{list(entry)}, the error at step {entry[0] + entry[1] + 1} after a refresh at {entry[0]}, is "
-                f"{self.errors[entry]}, expected a finite number >= 0"
-            )
+        _check_entries("errors", "error", self.errors, there)
+        if self.sums is not None:
+            if self.sums.shape != self.errors.shape:
+                raise SettingsError(f"sums has shape {self.sums.shape}, expected that of errors, {self.errors.shape}")
+            _check_entries("sums", "sum of the errors", self.sums, there)
         with np.errstate(over="ignore"):
             largest = self.errors[there].max(initial=0.0) * self.weights.max() * steps
         if not np.isfinite(largest):
@@ -214,3 +224,13 @@ class Solution:
     budget: int
     predicted: float
     refreshes: tuple[int, ...]
+
+
+def _check_entries(what: str, meaning: str, table: Floats, there: Any) -> None:
+    wrong = there & ~(np.isfinite(table) & (table >= 0))
+    if wrong.any():
+        entry = tuple(int(index) for index in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+        raise SettingsError(
+            f"{what}{list(entry)}, the {meaning} at step {entry[0] + entry[1] + 1} after a refresh at {entry[0]}, is "
+            f"{table[entry]}, expected a finite number >= 0"
+        )

@@ -34,9 +34,15 @@ def trade_off(problem: PlanningProblem, objective: str | Objective = "sum") -> t
         One solution a budget, increasing.
 
     Raises:
-        SettingsError: the objective is unknown, or returns arrays of the wrong shape.
+        SettingsError: the objective is unknown, returns arrays of the wrong shape, or is signed and the problem has no
+            sums.
     """
     made = as_objective(objective)
+    if made.signed and problem.sums is None:
+        raise SettingsError(
+            f"objective {made.name!r} adds the errors of a stretch as vectors, and the problem has no sums; give "
+            "PlanningProblem(sums=...) or another objective"
+        )
     first = problem.fewest
     budgets = range(first, problem.num_steps + 1)
     if not made.bottleneck:
@@ -170,7 +176,7 @@ def _edges(
     limit: float | None,
 ) -> Floats:
     """Return what the objective needs of the edges from r, ``(gaps..., reach, E)``."""
-    errors = _weighted(problem, r, reach - 1, near)
+    errors = _sums(problem, r, reach - 1, near) if objective.signed else _weighted(problem, r, reach - 1, near)
     edges = np.asarray(objective.edges(errors), dtype=np.float64)
     if edges.ndim != errors.ndim + 1 or edges.shape[:-1] != (*errors.shape[:-1], reach):
         raise SettingsError(
@@ -190,6 +196,14 @@ def _weighted(problem: PlanningProblem, r: int, reuses: int, near: tuple[slice, 
         found = errors * problem.weights[r + 1 : r + 1 + reuses]
     found[np.isinf(errors)] = np.inf  # where there is no such history, also if nothing weighs there
     return cast("Floats", found)
+
+
+def _sums(problem: PlanningProblem, r: int, reuses: int, near: tuple[slice, ...]) -> Floats:
+    """Return the sums of the first 1, 2, ... weighted errors after r, ``(gaps..., reuses)``."""
+    if problem.sums is None:
+        raise AssertionError("a signed objective without sums")  # trade_off refuses it
+    entry: tuple[Any, ...] = (r, slice(0, reuses), *near)
+    return cast("Floats", np.moveaxis(problem.sums[entry], 0, -1))
 
 
 @frozen

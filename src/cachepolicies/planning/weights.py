@@ -17,10 +17,15 @@ from cachepolicies.profiles.schema import RECALIBRATE, Curve, Profile
 from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.schedulers.resolve import scheduler_of
 
-WeightKind: TypeAlias = Literal["measured", "bound", "uniform"]
+WeightKind: TypeAlias = Literal["geometric", "measured", "bound", "uniform"]
 """Where the weights of a plan are from."""
 
-CURVES_OF: Mapping[WeightKind, tuple[str, ...]] = {"measured": ("weight",), "bound": ("alpha_x",), "uniform": ()}
+CURVES_OF: Mapping[WeightKind, tuple[str, ...]] = {
+    "geometric": ("weight",),
+    "measured": ("weight",),
+    "bound": ("alpha_x",),
+    "uniform": (),
+}
 """The curves of a profile that each kind of weights is made from."""
 
 _SAME_T = 1e-5
@@ -40,13 +45,15 @@ def step_weights(
       ``weight / |t_k - t_{k+1}|``: geometrically, along the calibrated timesteps as if they were evenly spaced, and
       constant beyond their ends. The last step ends at the profile's ``final_t``; without one, at 0, or at -1 where t
       counts the noising steps of a variance-preserving noise schedule from 0.
+    - ``"geometric"``: the same with the geometric mean over the samples, which one sample with weights many times the
+      others' does not decide; the mean at a step where a sample has the weight 0.
     - ``"bound"``: `cachepolicies.calibration.ImpulseResponse.bound` with the profile's mean alpha_x; for a one-step
       sampler ``|B_k| prod_{j > k} (|A_j| + |B_j| alpha_x(t_j))``. Never below the true one, and often far above.
     - ``"uniform"``: 1 everywhere.
 
     Args:
         profile: what calibration measured.
-        kind: which of the three.
+        kind: which of these.
         timesteps: t of the first evaluation of every step, strictly decreasing; the profile's own if ``None``.
         scheduler: for ``"bound"``, the scheduler of the run; the profile's own if ``None``.
 
@@ -69,7 +76,8 @@ def step_weights(
     if not all(math.isfinite(t) for t in visited) or any(after >= before for before, after in pairwise(visited)):
         raise SettingsError(f"timesteps are {shown(visited)}; give finite numbers, strictly decreasing")
     kinds: dict[str, Callable[[], NDArray[np.float64]]] = {
-        "measured": lambda: _measured(profile, visited),
+        "geometric": lambda: _measured(profile, visited, kind),
+        "measured": lambda: _measured(profile, visited, kind),
         "bound": lambda: _bound(profile, visited, scheduler),
         "uniform": lambda: np.ones(len(visited)),
     }
@@ -92,9 +100,9 @@ def _needed_curve(profile: Profile, name: str, kind: str, remedy: str) -> Curve:
     return profile.curves[name]
 
 
-def _measured(profile: Profile, visited: Sequence[float]) -> NDArray[np.float64]:
+def _measured(profile: Profile, visited: Sequence[float], kind: str) -> NDArray[np.float64]:
     curve = _needed_curve(
-        profile, "weight", "measured", "calibrate again with weights, or plan with weights='bound' or 'uniform'"
+        profile, "weight", kind, "calibrate again with weights, or plan with weights='bound' or 'uniform'"
     )
     calibrated = {t: k for k, t in enumerate(profile.timesteps)}
     if strangers := [t for t in curve.t if t not in calibrated]:
@@ -103,7 +111,8 @@ def _measured(profile: Profile, visited: Sequence[float]) -> NDArray[np.float64]
             f"timesteps, so that the length of its step is not known; {RECALIBRATE}"
         )
     points = np.array([calibrated[t] for t in curve.t])
-    lengths, mean = _lengths(profile, profile.timesteps)[points], curve.mean()
+    lengths = _lengths(profile, profile.timesteps)[points]
+    mean = _geometric_mean(curve) if kind == "geometric" else curve.mean()
     long = lengths > 0  # not a last step that ends where it begins
     if not long.any():
         raise ProfileError(
@@ -116,6 +125,14 @@ def _measured(profile: Profile, visited: Sequence[float]) -> NDArray[np.float64]
     if own[-1] == 0:
         weights[-1] = mean[-1]  # a last step of no length is taken for the calibrated last step
     return weights
+
+
+def _geometric_mean(curve: Curve) -> NDArray[np.float64]:
+    values = np.asarray(curve.values, dtype=np.float64)
+    positive: NDArray[np.bool_] = np.all(values > 0, axis=1)
+    logarithms = np.log(np.where(positive[:, None], values, 1.0))
+    found: NDArray[np.float64] = np.where(positive, np.exp(logarithms.mean(axis=1)), curve.mean())
+    return found
 
 
 def _geometric(where: NDArray[Any], points: NDArray[Any], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -243,21 +243,69 @@ class Extrapolating(Extrapolation):
         if now - last < 2:
             return ()
         effect = self._effects(timesteps)[now]
-        points = [self.time(level) for level in refreshes[: self.order + 2]]
-        used = _distinct(points)
-        if effect[now] == 0 or len(used) < 2:
+        if effect[now] == 0:
             return ()
         total = [0.0] * len(refreshes)
         for step in range(last + 1, now):
-            share = self.correct * effect[step] / effect[now]
-            point = self.time(timesteps[step])
-            if not math.isfinite(point):
-                return ()
-            for place, weight in zip(used, interpolating(point, [points[p] for p in used]), strict=True):
+            t, share = timesteps[step], effect[step] / effect[now]
+            for place, weight in enumerate(self.corrected_coefficients(t, refreshes[1:], refreshes[0])):
                 total[place] += share * weight
-            for place, weight in enumerate(self._combination(timesteps[step], refreshes[1:])[0]):
+            for place, weight in enumerate(self._combination(t, refreshes[1:])[0]):
                 total[place + 1] -= share * weight
         return tuple(total)
+
+    def corrected_coefficients(self, t: float, refreshes: Sequence[float], following: float) -> Weights:
+        """Return the weights of the next evaluation and of the refreshes before, once it has corrected a stand-in.
+
+        The share ``correct`` of the polynomial through all of them, and the rest of the extrapolation; only the latter
+        where two of them lie at one point of the axis and nothing else is left.
+        """
+        before = self._combination(t, refreshes)[0]
+        levels = [following, *refreshes[: self.order + 1]]
+        points, now = [self.time(level) for level in levels], self.time(t)
+        used = _distinct(points)
+        if not self.corrects or len(used) < 2 or not math.isfinite(now):
+            return (0.0, *before)
+        total = [0.0] * len(levels)
+        for place, weight in zip(used, interpolating(now, [points[p] for p in used]), strict=True):
+            total[place] = self.correct * weight
+        for place, weight in enumerate(before):
+            total[place + 1] += (1.0 - self.correct) * weight
+        return tuple(total)
+
+    def many_corrected_coefficients(self, t: Floats, refreshes: Floats, following: Floats) -> Floats:
+        """Return what `corrected_coefficients` returns, at many points at once.
+
+        Args:
+            t: ``(M,)`` noise levels of the skipped evaluations.
+            refreshes: ``(M, n)`` noise levels of the last refreshes of each, newest first.
+            following: ``(M,)`` noise levels of the next evaluations.
+
+        Returns:
+            ``(M, 1 + n)`` float64; 0 for what is passed over.
+        """
+        found = np.zeros((len(t), 1 + refreshes.shape[1]))
+        found[:, 1:] = self.many_coefficients(t, refreshes)
+        if not self.corrects:
+            return found
+        used = np.column_stack([t, following, refreshes[:, : self.order + 1]])
+        levels, place = np.unique(used, return_inverse=True)
+        points = np.array([self.time(level) for level in levels.tolist()])[place.reshape(used.shape)]
+        ordinary = np.isfinite(points).all(axis=1)
+        for i, j in combinations(range(1, points.shape[1]), 2):
+            a, b = points[:, i], points[:, j]
+            with np.errstate(invalid="ignore"):
+                ordinary &= np.abs(a - b) > _SAME * np.maximum(np.abs(a), np.abs(b))
+        chosen = points[ordinary]
+        columns: Any = [chosen[:, i] for i in range(points.shape[1])]
+        found[ordinary] *= 1.0 - self.correct
+        for i, column in enumerate(interpolating(columns[0], columns[1:])):
+            found[ordinary, i] += self.correct * column
+        for row in np.flatnonzero(~ordinary).tolist():
+            weights = self.corrected_coefficients(float(t[row]), refreshes[row].tolist(), float(following[row]))
+            found[row] = 0.0
+            found[row, : len(weights)] = weights
+        return found
 
     def _effects(self, timesteps: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
         """Return for every step r how the outputs up to r change what comes of the run, the model left out.
