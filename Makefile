@@ -3,9 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
+MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage stateful changelog docs bench study train clean
+.PHONY: help demo test lint coverage stateful changelog docs bench bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -16,8 +17,9 @@ help:
 	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
+	@echo "make bench-plans  plans on 64 samples that they were not made from, every reference model; goes on where it stopped"
 	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
-	@echo "make train  train the reference models again (tens of minutes; replaces the committed weights)"
+	@echo "make train  train the reference models again and their twins (hours; replaces the committed weights)"
 	@echo "make clean  remove what the other targets wrote; keeps $(VENV) and training/runs"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -59,16 +61,21 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/inplace.py
 
+bench-plans: $(INSTALLED)
+	$(BIN)/python bench/plans.py
+
 study: $(INSTALLED)
 	$(BIN)/python bench/study
 
 train: $(INSTALLED)
 	$(BIN)/python training/train_classifier.py
-	$(BIN)/python training/train_video_dit.py
-	$(BIN)/python training/train_image_dit.py
-	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:video_dit --weights every --out profiles/video-dit.json
-	$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:image_dit --weights every --out profiles/image-dit.json
+	for model in $(MODELS); do for twin in "" --twin; do \
+		$(BIN)/python training/train_$$model.py $$twin || exit 1; done; done
+	for model in $(MODELS); do for name in $$model $${model}_twin; do \
+		$(BIN)/cachepolicies calibrate cachepolicies.reference.workloads:$$name --weights every \
+			--out profiles/$$(echo $$name | tr _ -).json || exit 1; done; done
 	$(BIN)/python training/evaluate.py
+	$(BIN)/python training/pictures.py
 
 clean:
 	rm -rf demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Measure the trained models' samples and add the figures to their provenance: ``python training/evaluate.py``.
 
-Guided samples (guidance 2, 50 steps) of single digits are shown to the classifier that was trained on real digits.
+Guided samples (guidance 2, 50 steps) of single digits are shown to the classifier that was trained on real digits. The
+notes of the melodies are listened to. Nothing judges the crops of photographs but who looks at them: `pictures.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from cachepolicies.reference import classifier, image_dit, moving_digits, video_dit
-from cachepolicies.reference.workloads import image_dit as image_workload
-from cachepolicies.reference.workloads import image_inputs
-from cachepolicies.reference.workloads import video_dit as video_workload
+from cachepolicies.comparison import Workload
+from cachepolicies.reference import classifier, image_dit, moving_digits, sound_transformer, video_dit, workloads
 from cachepolicies.schedulers.sample import sample
 
 FIRST_SEED = 50_000
@@ -24,11 +23,10 @@ BATCH = 32
 
 
 @torch.no_grad()
-def video_accuracy(seeds: range) -> float:
+def video_accuracy(workload: Workload, seeds: range) -> float:
     """Return the share of single-digit videos whose middle frame shows the digit asked for."""
-    workload = video_workload()
     right = 0
-    for start in track(range(0, len(seeds), BATCH), description="videos"):
+    for start in track(range(0, len(seeds), BATCH), description=workload.name):
         generator = torch.Generator().manual_seed(seeds[start])
         rows = min(BATCH, len(seeds) - start)
         captions = moving_digits.draw_captions(rows, generator, single=True)
@@ -40,42 +38,54 @@ def video_accuracy(seeds: range) -> float:
 
 
 @torch.no_grad()
-def image_accuracy(seeds: range) -> float:
-    """Return the share of images that show the digit asked for."""
-    workload = image_workload()
-    inputs = image_inputs(seeds)
+def scored(workload: Workload, score: str, seeds: range) -> float:
+    """Return the mean of one of the workload's scores."""
+    inputs = workload.draw(seeds)
     latents = sample(workload.denoiser, workload.scheduler, inputs.noise, *inputs.args, num_steps=workload.num_steps)
-    return workload.score("accuracy", latents, inputs).mean().item()
+    return workload.scores[score](latents, inputs).mean().item()
 
 
-def note(weights: Path, accuracy: float, samples: int) -> None:
-    """Write an accuracy and its standard error into the provenance beside the weights."""
+def note(weights: Path, what: str, share: float, samples: int, guidance: float | None) -> None:
+    """Write a share and its standard error into the provenance beside the weights."""
     path = weights.with_suffix(".json")
     provenance = json.loads(path.read_text())
     provenance["evaluation"] = {
-        "accuracy of guided single-digit samples": round(accuracy, 4),
-        "standard error": round(math.sqrt(accuracy * (1 - accuracy) / samples), 4),
+        what: round(share, 4),
+        "standard error": round(math.sqrt(share * (1 - share) / samples), 4),
         "samples": samples,
-        "guidance": 2.0,
+        "guidance": guidance,
         "steps": 50,
         "script": "training/evaluate.py",
     }
     path.write_text(json.dumps(provenance, indent=2) + "\n")
-    print(f"{path.stem}: {accuracy:.1%} of {samples} samples are recognised")
+    print(f"{path.stem}: {what}: {share:.1%} of {samples}")
 
 
 def main() -> None:
-    """Evaluate both models."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=int, default=256)
-    parser.add_argument("--images", type=int, default=256)
+    """Evaluate the models and their twins."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--only", nargs="*", help="names of models, such as image-dit-twin; all by default")
     arguments = parser.parse_args()
-    for count, accuracy, weights in (
-        (arguments.images, image_accuracy, image_dit.WEIGHTS),
-        (arguments.videos, video_accuracy, video_dit.WEIGHTS),
+    seeds = range(FIRST_SEED, FIRST_SEED + arguments.samples)
+    digits, notes = "accuracy of guided single-digit samples", "notes heard as asked for"
+    for make, weights in (
+        (workloads.image_dit, image_dit.WEIGHTS),
+        (workloads.image_dit_twin, image_dit.TWIN_WEIGHTS),
+        (workloads.sound_transformer, sound_transformer.WEIGHTS),
+        (workloads.sound_transformer_twin, sound_transformer.TWIN_WEIGHTS),
+        (workloads.video_dit, video_dit.WEIGHTS),
+        (workloads.video_dit_twin, video_dit.TWIN_WEIGHTS),
     ):
-        if count:
-            note(weights, accuracy(range(FIRST_SEED, FIRST_SEED + count)), count)
+        if arguments.only and weights.stem not in arguments.only:
+            continue
+        workload: Workload = make()
+        if "pitch" in workload.scores:
+            note(weights, notes, scored(workload, "pitch", seeds), len(seeds), workload.guidance)
+        elif weights.stem.startswith("image"):
+            note(weights, digits, scored(workload, "accuracy", seeds), len(seeds), workload.guidance)
+        else:
+            note(weights, digits, video_accuracy(workload, seeds), len(seeds), workload.guidance)
 
 
 if __name__ == "__main__":

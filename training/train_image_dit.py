@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
-from pathlib import Path
 
 import attrs
 import torch
@@ -17,10 +15,12 @@ from cachepolicies.reference.image_dit import (
     PIXEL_MEAN,
     PIXEL_STD,
     SCHEDULE,
+    TWIN_WEIGHTS,
     WEIGHTS,
     build_image_dit,
 )
 from loop import Settings, publish, train
+from options import parse_options
 
 LABEL_DROP = 0.1
 LARGEST_SHIFT = 1
@@ -72,13 +72,8 @@ def noise_prediction_loss(model: nn.Module, generator: torch.Generator, batch_si
 
 def main() -> None:
     """Train, then write the weights, their provenance and the loss curve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--work", type=Path, default=Path("training/runs/image-dit"))
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    arguments = parser.parse_args()
-    settings = Settings(iterations=arguments.iterations, batch_size=arguments.batch_size, bfloat16=False)
+    options = parse_options(__doc__, weights=WEIGHTS, twin=TWIN_WEIGHTS, iterations=[2000])
+    settings = Settings(iterations=options.iterations[-1], batch_size=32, bfloat16=False, seed=options.seed)
     torch.manual_seed(settings.seed)
     # Evaluation mode: in training mode every block of diffusers' DiT drops labels by a draw of its own, from the global
     # generator, so that one image would be conditioned in some blocks only. The loss drops them once for all blocks.
@@ -89,7 +84,7 @@ def main() -> None:
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
         return noise_prediction_loss(model, generator, settings.batch_size, level)
 
-    train(model, loss, settings, arguments.work)
+    train(model, loss, settings, options.work)
     provenance: dict[str, object] = {
         "model": "diffusers.DiTTransformer2DModel",
         "data": "scikit-learn load_digits (UCI) at 16x16, training split, shifted by up to one pixel",
@@ -97,8 +92,8 @@ def main() -> None:
         "script": "training/train_image_dit.py",
         "settings": attrs.asdict(settings),
     }
-    publish(model, arguments.out, provenance)
-    shutil.copy(arguments.work / "loss.csv", arguments.out.with_suffix(".loss.csv"))
+    publish(model, options.out, provenance)
+    shutil.copy(options.work / "loss.csv", options.out.with_suffix(".loss.csv"))
 
 
 if __name__ == "__main__":

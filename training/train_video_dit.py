@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
-from pathlib import Path
 
 import attrs
 import torch
@@ -12,8 +10,9 @@ from torch import Tensor, nn
 
 from cachepolicies.reference import moving_digits
 from cachepolicies.reference.digits import load_digits
-from cachepolicies.reference.video_dit import WEIGHTS, build_video_dit
+from cachepolicies.reference.video_dit import TWIN_WEIGHTS, WEIGHTS, build_video_dit
 from loop import Settings, publish, train
+from options import parse_options
 
 CAPTION_DROP = 0.1
 STAGES = [4500, 7000, 8600]
@@ -42,30 +41,26 @@ def flow_matching_loss(model: nn.Module, generator: torch.Generator, batch_size:
 
 def main() -> None:
     """Train, then write the weights, their provenance and the loss curve."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--iterations", type=int, nargs="+", default=STAGES, help="end of every stage")
-    parser.add_argument("--work", type=Path, default=Path("training/runs/video-dit"))
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    arguments = parser.parse_args()
-    settings = Settings(iterations=arguments.iterations[-1])
+    options = parse_options(__doc__, weights=WEIGHTS, twin=TWIN_WEIGHTS, iterations=STAGES)
+    settings = Settings(iterations=options.iterations[-1], seed=options.seed)
     torch.manual_seed(settings.seed)
     model = build_video_dit()
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
         return flow_matching_loss(model, generator, settings.batch_size)
 
-    for end in arguments.iterations:
-        train(model, loss, attrs.evolve(settings, iterations=end), arguments.work)
+    for end in options.iterations:
+        train(model, loss, attrs.evolve(settings, iterations=end), options.work)
     provenance: dict[str, object] = {
         "model": "diffusers.WanTransformer3DModel",
         "data": "moving digits from scikit-learn load_digits (UCI), training split",
         "objective": "flow matching, velocity; half of the noise levels uniform, half logit-normal",
         "script": "training/train_video_dit.py",
-        "stages": list(arguments.iterations),
+        "stages": list(options.iterations),
         "settings": attrs.asdict(settings),
     }
-    publish(model, arguments.out, provenance)
-    shutil.copy(arguments.work / "loss.csv", arguments.out.with_suffix(".loss.csv"))
+    publish(model, options.out, provenance)
+    shutil.copy(options.work / "loss.csv", options.out.with_suffix(".loss.csv"))
 
 
 if __name__ == "__main__":

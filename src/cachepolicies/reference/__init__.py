@@ -1,1 +1,1 @@
-"""Denoisers to test on: an exact analytic one and two small trained transformers, with their data."""
+"""Denoisers to test on: an exact analytic one and four small trained networks, with their data."""

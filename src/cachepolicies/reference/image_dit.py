@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel
 
 WEIGHTS = Path(__file__).parent / "weights" / "image-dit.safetensors"
+TWIN_WEIGHTS = WEIGHTS.with_name("image-dit-twin.safetensors")
+"""Weights trained in the same way from another seed."""
 
 LATENT_SHAPE = (1, 16, 16)
 PIXEL_MEAN, PIXEL_STD = 0.3, 0.32
@@ -47,12 +49,15 @@ def build_image_dit() -> DiTTransformer2DModel:
     return DiTTransformer2DModel(**CONFIG)
 
 
-def load_image_dit() -> DiTTransformer2DModel:
-    """Build the network with its trained weights, float32, in evaluation mode.
+def load_image_dit(weights: Path = WEIGHTS) -> DiTTransformer2DModel:
+    """Build the network with trained weights, float32, in evaluation mode.
+
+    Args:
+        weights: the model's own, or `TWIN_WEIGHTS`.
 
     Raises:
-        FileNotFoundError: the weights are not beside this module.
+        FileNotFoundError: there is no such file.
     """
     model = build_image_dit()
-    model.load_state_dict(load_file(WEIGHTS))
+    model.load_state_dict(load_file(weights))
     return model.eval().requires_grad_(False)

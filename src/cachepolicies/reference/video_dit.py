@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
 WEIGHTS = Path(__file__).parent / "weights" / "video-dit.safetensors"
+TWIN_WEIGHTS = WEIGHTS.with_name("video-dit-twin.safetensors")
+"""Weights trained in the same way from another seed."""
 
 CONFIG = {
     "patch_size": (1, 2, 2),
@@ -37,12 +39,15 @@ def build_video_dit() -> WanTransformer3DModel:
     return WanTransformer3DModel(**CONFIG)
 
 
-def load_video_dit() -> WanTransformer3DModel:
-    """Build the network with its trained weights, float32, in evaluation mode.
+def load_video_dit(weights: Path = WEIGHTS) -> WanTransformer3DModel:
+    """Build the network with trained weights, float32, in evaluation mode.
+
+    Args:
+        weights: the model's own, or `TWIN_WEIGHTS`.
 
     Raises:
-        FileNotFoundError: the weights are not beside this module.
+        FileNotFoundError: there is no such file.
     """
     model = build_video_dit()
-    model.load_state_dict(load_file(WEIGHTS))
+    model.load_state_dict(load_file(weights))
     return model.eval().requires_grad_(False)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from cachepolicies.comparison.workload import Inputs, Workload
-from cachepolicies.reference import classifier, moving_digits
+from cachepolicies.reference import classifier, melodies, moving_digits, photographs
 from cachepolicies.reference import image_dit as image
+from cachepolicies.reference import photo_unet as unet
+from cachepolicies.reference import sound_transformer as sound
 from cachepolicies.reference import video_dit as video
 from cachepolicies.reference.digits import load_digits
 from cachepolicies.reference.guided import GuidedDenoiser
 from cachepolicies.schedulers.ddim import DDIM
 from cachepolicies.schedulers.flow_euler import FlowEuler
+from cachepolicies.schedulers.karras_euler import KarrasEuler
 
 GUIDANCE = 2.0
 STEPS = 50
@@ -87,6 +91,73 @@ def image_dit(guidance: float = GUIDANCE, num_steps: int = STEPS, network: nn.Mo
     )
 
 
+def photo_unet(num_steps: int = STEPS, network: nn.Module | None = None) -> Workload:
+    """Unguided crops of photographs from the trained U-Net, by Euler on Karras' noise levels, 80 to 0.002.
+
+    Args:
+        num_steps: Euler steps.
+        network: instead of the trained one.
+
+    Raises:
+        FileNotFoundError: the trained weights are not beside the module.
+    """
+    return Workload(
+        name="photo-unet",
+        denoiser=unet.load_photo_unet() if network is None else network,
+        scheduler=KarrasEuler(),
+        num_steps=num_steps,
+        latent_shape=unet.LATENT_SHAPE,
+        inputs=photo_inputs,
+        decode=photographs.luminance,
+    )
+
+
+def sound_transformer(num_steps: int = STEPS, network: nn.Module | None = None) -> Workload:
+    """Melodies from the trained one-dimensional transformer, by flow-matching Euler, without guidance.
+
+    A picture of a melody is its wave, 64 samples a row. ``pitch`` is the fraction of the notes that are heard as the
+    ones asked for.
+
+    Args:
+        num_steps: Euler steps.
+        network: instead of the trained one.
+
+    Raises:
+        FileNotFoundError: the trained weights are not beside the module.
+    """
+    return Workload(
+        name="sound-transformer",
+        denoiser=sound.load_sound_transformer() if network is None else network,
+        scheduler=FlowEuler(),
+        num_steps=num_steps,
+        latent_shape=sound.LATENT_SHAPE,
+        inputs=sound_inputs,
+        decode=melodies.wave_picture,
+        scores={"pitch": pitch_accuracy},
+    )
+
+
+def video_dit_twin() -> Workload:
+    """Return `video_dit` with the weights of its twin."""
+    return attrs.evolve(video_dit(network=video.load_video_dit(video.TWIN_WEIGHTS)), name="video-dit-twin")
+
+
+def image_dit_twin() -> Workload:
+    """Return `image_dit` with the weights of its twin."""
+    return attrs.evolve(image_dit(network=image.load_image_dit(image.TWIN_WEIGHTS)), name="image-dit-twin")
+
+
+def photo_unet_twin() -> Workload:
+    """Return `photo_unet` with the weights of its twin."""
+    return attrs.evolve(photo_unet(network=unet.load_photo_unet(unet.TWIN_WEIGHTS)), name="photo-unet-twin")
+
+
+def sound_transformer_twin() -> Workload:
+    """Return `sound_transformer` with the weights of its twin."""
+    network = sound.load_sound_transformer(sound.TWIN_WEIGHTS)
+    return attrs.evolve(sound_transformer(network=network), name="sound-transformer-twin")
+
+
 def video_inputs(seeds: Sequence[int]) -> Inputs:
     """Draw a caption and noise for every seed; ``labels["digit"]`` is -1 for a video of two digits."""
     captions, noise, videos = [], [], []
@@ -136,3 +207,32 @@ def image_pixels(latents: Tensor) -> Tensor:
 def image_accuracy(samples: Tensor, inputs: Inputs) -> Tensor:
     """Return 1 where the image shows the digit asked for, else 0. ``(B,)``."""
     return (classifier.classify_digit_images(image_pixels(samples)) == inputs.labels["digit"]).double()
+
+
+def photo_inputs(seeds: Sequence[int]) -> Inputs:
+    """Draw noise for every seed, and a held-out crop as data."""
+    noise, crops = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        noise.append(torch.randn(unet.LATENT_SHAPE, generator=generator))
+        crops.append(photographs.draw_crops(1, generator, "held-out"))
+    return Inputs(noise=torch.stack(noise), data=torch.cat(crops))
+
+
+def sound_inputs(seeds: Sequence[int]) -> Inputs:
+    """Draw a melody's notes and noise for every seed."""
+    pitches, noise, waves = [], [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = melodies.draw_melodies(1, generator)
+        pitches.append(drawn.pitch)
+        noise.append(torch.randn(sound.LATENT_SHAPE, generator=generator))
+        waves.append(melodies.play(drawn, generator))
+    pitch = torch.cat(pitches)
+    data = melodies.encode(torch.cat(waves))
+    return Inputs(noise=torch.stack(noise), args=(pitch,), labels={"pitch": pitch}, data=data)
+
+
+def pitch_accuracy(samples: Tensor, inputs: Inputs) -> Tensor:
+    """Return the fraction of the notes that are heard as the ones asked for. ``(B,)``."""
+    return (melodies.heard(melodies.decode(samples)) == inputs.labels["pitch"]).double().mean(1)
