@@ -12,7 +12,7 @@ import pytest
 
 from cachepolicies.adapters import adapter_of
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
-from cachepolicies.policies import MagCache, Never, Schedule, SenCache, TeaCache, Uniform
+from cachepolicies.policies import MagCache, Never, Schedule, SeaCache, SenCache, TeaCache, Uniform
 from cachepolicies.registry.load import load_plugins
 from cachepolicies.registry.registry import Registry
 from cachepolicies.testing import (
@@ -63,6 +63,12 @@ POLICIES: Mapping[str, Checks] = {
     ),
     "schedule": lambda: policy_checks(Schedule(refreshes=(0, 2, 3, 6), num_steps=8), timesteps=LEVELS),
     "magcache": lambda: policy_checks(MagCache(threshold=0.3, retention_ratio=0.1, ratios=RATIOS)),
+    "seacache": lambda: _of(
+        policy_checks(
+            SeaCache(threshold=0.4, first=0, last=0), scheduler="flow-euler", signals={"spatial-latent": lambda x, t: x}
+        ),
+        policy_checks(SeaCache(threshold=0.0), scheduler="ddim", timesteps=LEVELS, label="seacache-zero"),
+    ),
     "teacache": lambda: policy_checks(TeaCache(threshold=0.3, signal="modulated_input", coefficients=(1.0, 0.0))),
 }
 
@@ -131,7 +137,7 @@ SCORES: Mapping[str, Checks] = {
     ),
 }
 
-SIGNALS: Mapping[str, Checks] = {}
+SIGNALS: Mapping[str, Checks] = {"spatial-latent": lambda: _specs(signal_checks, "spatial-latent")}
 
 
 def _specs(make: Callable[..., list[Check]], *specs: str, **options) -> list[Check]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._latents import patches_by_ids
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -19,6 +20,7 @@ def chroma() -> Adapter:
             Blocks("single_transformer_blocks", part="tail"),
         ),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("distilled_guidance_layer")},
+        unpack=patches_by_ids,
         clock="unit",
         rows=(
             "hidden_states",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._latents import frames_first
 from cachepolicies.contracts.adapter import Adapter, Blocks
 
 
@@ -20,6 +21,7 @@ def cogvideox() -> Adapter:
         "CogVideoXTransformer3DModel",
         stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states")),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
+        unpack=frames_first,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"),
         source="TeaCache4CogVideoX1.5/teacache_sample_video.py, SenCache CogVideoX/sencache.py",
         note="the video stream; the authors remember the text's residual too, which nothing reads",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._latents import patches_by_ids
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -22,6 +23,7 @@ def flux() -> Adapter:
             "modulated_input": adaptive_norm,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
+        unpack=patches_by_ids,
         clock="unit",
         rows=(
             "hidden_states",
@@ -46,6 +48,7 @@ def flux2() -> Adapter:
             "modulated_input": _shared_modulation,
             "timestep_embedding": OutputOf("time_guidance_embed.timestep_embedder"),
         },
+        unpack=patches_by_ids,
         clock="unit",
         rows=("hidden_states", "encoder_hidden_states", "timestep", "img_ids", "txt_ids", "guidance"),
         source="as for FLUX.1",

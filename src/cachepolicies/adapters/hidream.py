@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._latents import unpatched
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -19,6 +20,7 @@ def hidream() -> Adapter:
             Blocks("single_stream_blocks", part="head"),
         ),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("t_embedder")},
+        unpack=unpatched,
         rows={
             "hidden_states": "first",
             "timesteps": "first",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._latents import tokens_of_video
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -17,6 +18,7 @@ def ltx() -> Adapter:
         stack=(Blocks("transformer_blocks"),),
         ends_before="proj_out",
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed.emb")},
+        unpack=tokens_of_video,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords"),
         source="TeaCache4LTX-Video/teacache_ltx.py, SenCache LTX-Video/sencache.py",
         note="the final norm and its modulation are part of what is replaced, as in the authors' code",
@@ -30,6 +32,7 @@ def ltx2() -> Adapter:
         stack=(Blocks("transformer_blocks", ("hidden_states", "audio_hidden_states")),),
         streams=("hidden_states", "audio_hidden_states"),
         signals={"modulated_input": _video_modulation, "timestep_embedding": OutputOf("time_embed.emb")},
+        unpack=tokens_of_video,
         rows=(
             "hidden_states",
             "audio_hidden_states",

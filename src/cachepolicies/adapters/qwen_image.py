@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._latents import patches_by_shapes
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -19,6 +20,7 @@ def qwen_image() -> Adapter:
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
+        unpack=patches_by_shapes,
         clock="unit",
         rows={
             "hidden_states": "first",

@@ -136,6 +136,10 @@ class Signature:
         rest += [value for name, value in kwargs.items() if name not in self.x_names and name not in self.t_names]
         return tuple(rest)
 
+    def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name; positional ones whose names are not known are left out."""
+        return {**dict(zip(self.names, args, strict=False)), **kwargs}
+
     def check_rows(self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: int) -> None:
         """Check that every tensor argument can be sliced by rows.
 

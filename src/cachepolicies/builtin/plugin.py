@@ -51,6 +51,9 @@ def cachepolicies_register_policies(register: Register) -> None:
     register(
         "magcache", lazy(f"{module}.magcache:MagCache"), "Reuses while the residual's known drift in size is small."
     )
+    register(
+        "seacache", lazy(f"{module}.seacache:SeaCache"), "Reuses while the denoised part of the latent changed little."
+    )
     register("uniform", lazy(f"{module}.uniform:Uniform"), "Evaluates every m-th step, or so many evenly spaced ones.")
     register("schedule", lazy(f"{module}.schedule:Schedule"), "Evaluates the steps of a plan, or the steps given.")
 
@@ -81,6 +84,12 @@ def cachepolicies_register_scores(register: Register) -> None:
     register(
         "substitute", lazy(f"{module}.by_substitute:BySubstitute"), "The calibrated error of the substitute in use."
     )
+
+
+@hookimpl
+def cachepolicies_register_signals(register: Register) -> None:
+    """Register the signals that any site supplies."""
+    register("spatial-latent", lazy("cachepolicies.sites.latent:SpatialLatent"), "The latent along its axes.")
 
 
 @hookimpl

@@ -34,6 +34,11 @@ def _paths(values: str | Iterable[str]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
 
+Unpack: TypeAlias = Callable[[Tensor, Mapping[str, Any]], Tensor]
+"""Returns a latent as ``(B, C, *axes)``, time, height and width in this order, from x and the arguments of the model's
+call by name; raises `InputError` where these do not say how."""
+
+
 HandsOn: TypeAlias = str | tuple[str, ...] | Callable[[nn.Module, Mapping[str, Any]], Any]
 """What a bypassed block returns; see `Blocks`."""
 
@@ -88,6 +93,8 @@ class Adapter:
         ends_before: path of the module whose first argument is where the stream leaves, where that is not the end of
             the last block.
         signals: name to how it is obtained; computed when a policy declares it.
+        unpack: how the latent that the model is called with lies on its grid, for what looks at it along its axes;
+            ``None`` where it is ``(B, C, *axes)`` already.
         clock: how the model's pipelines write the noise level.
         rows: name of every argument of the model that has one row a sample, to how it has; ``None`` to tell by the
             first dimension.
@@ -102,6 +109,7 @@ class Adapter:
     streams: tuple[str, ...] = field(default=("hidden_states",), converter=_paths)
     ends_before: str | None = None
     signals: Mapping[str, BlockSignal | OutputOf] = field(factory=dict)
+    unpack: Unpack | None = None
     clock: Clock = "timestep"
     rows: Mapping[str, Rows] | None = field(default=None, converter=_rows)
     rows_independent: bool = True

@@ -25,6 +25,7 @@ class SignalInput:
         network: the module inside the denoiser, ``None`` where there is none.
         block: the first block of its stack, ``None`` outside.
         arguments: what that block is called with, by name; empty outside.
+        call: what the denoiser is called with, by name, as far as its parameters have names.
     """
 
     x: Tensor
@@ -32,6 +33,7 @@ class SignalInput:
     network: nn.Module | None = None
     block: nn.Module | None = None
     arguments: Mapping[str, Any] = field(factory=dict, repr=False)
+    call: Mapping[str, Any] = field(factory=dict, repr=False)
 
 
 class Signal(Contract, declares=True):
@@ -49,12 +51,16 @@ class Signal(Contract, declares=True):
 
     @property
     def inside(self) -> bool:
-        """Whether it is read where the block stack begins; if not, from the latent and t alone, at any site."""
+        """Whether it is read where the block stack begins; if not, from the denoiser's arguments, at any site."""
         return True
 
     def available(self, setup: Setup) -> bool:
         """Return whether this network has it; every one by default."""
         return True
+
+    def resolve(self, setup: Setup) -> Signal:
+        """Return the signal that works in this set-up; itself unless it says otherwise. Called once."""
+        return self
 
     @abstractmethod
     def read(self, at: SignalInput) -> Tensor:

@@ -34,6 +34,11 @@ class Invocation:
         """B, the rows of the batch."""
         return self.x.shape[0]
 
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments by name, as they came."""
+        return self.signature.by_name(self.args, self.kwargs)
+
     def run(self, rows: Sequence[int] | None) -> Any:
         """Call the denoiser on some rows, in this order, or with the arguments as they came (``None``).
 

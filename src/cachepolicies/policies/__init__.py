@@ -3,8 +3,9 @@
 from cachepolicies.policies.magcache import MagCache as MagCache
 from cachepolicies.policies.never import Never as Never
 from cachepolicies.policies.schedule import Schedule as Schedule
+from cachepolicies.policies.seacache import SeaCache as SeaCache
 from cachepolicies.policies.sencache import SenCache as SenCache
 from cachepolicies.policies.teacache import TeaCache as TeaCache
 from cachepolicies.policies.uniform import Uniform as Uniform
 
-__all__ = ["MagCache", "Never", "Schedule", "SenCache", "TeaCache", "Uniform"]
+__all__ = ["MagCache", "Never", "Schedule", "SeaCache", "SenCache", "TeaCache", "Uniform"]

@@ -7,6 +7,7 @@ from cachepolicies.engine.engine import ServedCall as ServedCall
 from cachepolicies.engine.invocation import Invocation as Invocation
 from cachepolicies.sites.blocks import BlocksSite as BlocksSite
 from cachepolicies.sites.blocks import BlockStack as BlockStack
+from cachepolicies.sites.latent import SpatialLatent as SpatialLatent
 from cachepolicies.sites.modules import ModulesSite as ModulesSite
 from cachepolicies.sites.output import Output as Output
 from cachepolicies.sites.output import OutputSite as OutputSite
@@ -26,6 +27,7 @@ __all__ = [
     "ResolvedSite",
     "ServedCall",
     "Site",
+    "SpatialLatent",
     "Submodule",
     "SubmoduleSite",
     "as_site",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cachepolicies.base.errors import RunError
 from cachepolicies.base.host import index_on
+from cachepolicies.contracts.signal import SignalInput
 from cachepolicies.contracts.site import ResolvedSite
 from cachepolicies.engine.call import WHOLE, Arrival, EvaluationRequest, Exchange
 from cachepolicies.engine.engine import ServedCall
@@ -37,8 +38,8 @@ class RowsDifferError(Exception):
 class PlaceExchange:
     """The engine's exchange at the site's one place, and what it has led to."""
 
-    def __init__(self, served: ServedCall) -> None:
-        self.served = served
+    def __init__(self, served: ServedCall, invocation: Invocation) -> None:
+        self.served, self.invocation = served, invocation
         self._exchange: Exchange | None = None
         self.wanted: EvaluationRequest | None = None
         self.result: Tensor | None = None
@@ -141,7 +142,7 @@ class InsideSite(ResolvedSite):
         return found
 
     def _serve(self, served: ServedCall, invocation: Invocation) -> Any:
-        exchange = PlaceExchange(served)
+        exchange = PlaceExchange(served, invocation)
         try:
             with gates(self.handlers(served.engine.signals)):
                 if self._shares or not self._countable or not served.engine.reuses:
@@ -198,6 +199,18 @@ class InsideSite(ResolvedSite):
     def asking(self) -> ServedCall | None:
         """The call whose decision is taken at the site in this pass, ``None`` where it was taken before."""
         return self._exchange.served if self._exchange is not None and self._pass.mode == "ask" else None
+
+    def signal_input(self, block: nn.Module | None = None, arguments: Mapping[str, Any] | None = None) -> SignalInput:
+        """Return what a signal is read from, in the pass whose decision is taken.
+
+        Raises:
+            RunError: there is none to take.
+        """
+        served = self.asking
+        if served is None or self._exchange is None:
+            raise RunError("a signal is read where the engine decides, and it has decided already")
+        call, given = served.call, self._exchange.invocation.arguments
+        return SignalInput(call.x, call.t, self.network, block, arguments or {}, given)
 
     @property
     def replacement(self) -> Tensor:

@@ -18,7 +18,7 @@ from cachepolicies.adapters.find import adapter_of, blocks_of
 from cachepolicies.base.errors import InputError, RunError, SettingsError
 from cachepolicies.contracts.adapter import Adapter, Blocks, BlockSignal, HandsOn, OutputOf, submodule
 from cachepolicies.contracts.setup import Setup
-from cachepolicies.contracts.signal import Signal, SignalInput
+from cachepolicies.contracts.signal import Signal
 from cachepolicies.contracts.site import Site
 from cachepolicies.engine.call import WHOLE, Arrival
 from cachepolicies.engine.engine import ServedCall
@@ -234,10 +234,7 @@ class BlocksSite(InsideSite):
     def _read(self, source: BlockSignal | Signal, arguments: Mapping[str, Any]) -> Tensor:
         if not isinstance(source, Signal):
             return source(self._first, arguments)
-        served = self.asking
-        if served is None:
-            raise RunError("a signal is read where the engine decides, and it has decided already")
-        return source.read(SignalInput(served.call.x, served.call.t, self.network, self._first, arguments))
+        return source.read(self.signal_input(self._first, arguments))
 
     def _release(self) -> None:
         super()._release()

@@ -73,8 +73,8 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: int, mo
 class _Underway:
     """The call that is being served in one thread."""
 
-    def __init__(self, served: ServedCall, rows: int) -> None:
-        self.served, self.rows = served, rows
+    def __init__(self, served: ServedCall, invocation: Invocation) -> None:
+        self.served, self.invocation, self.rows = served, invocation, invocation.batch
         self.reached: set[str] = set()
         self.counter: CountedFlops | None = None
         self.counted: dict[str, int] = {}
@@ -152,7 +152,7 @@ class ModulesSite(ResolvedSite):
     def serve(self, served: ServedCall, invocation: Invocation) -> Any:
         """Serve one call; see `ResolvedSite.serve`."""
         thread = threading.get_ident()
-        now = self._underway[thread] = _Underway(served, invocation.batch)
+        now = self._underway[thread] = _Underway(served, invocation)
         try:
             with gates(self._of_this_thread()), self._measuring(now, invocation):
                 output = invocation.run(None)
@@ -210,7 +210,7 @@ class ModulesSite(ResolvedSite):
     def _arrival(self, now: _Underway, place: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arrival:
         served, signals = now.served, {}
         for name in served.wanted_signals(place):
-            at = SignalInput(served.call.x, served.call.t, self.network)
+            at = SignalInput(served.call.x, served.call.t, self.network, call=now.invocation.arguments)
             signals[name] = read_signal(name, self._signals[name].read(at), now.rows, place)
         given = first_tensor(args, kwargs, now.rows, place) if served.engine.looks_at_input else None
         return Arrival(place, given, signals)

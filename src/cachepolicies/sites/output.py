@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from cachepolicies.base.errors import RunError
 from cachepolicies.base.outputs import form_of, tensor_of
@@ -27,7 +27,7 @@ class Output(Site):
 
     def resolve(self, setup: Setup) -> OutputSite:
         """Return the site; any callable has an output."""
-        return OutputSite(outside_signals(setup))
+        return OutputSite(outside_signals(setup), network=setup.network)
 
 
 @frozen(eq=False)
@@ -35,13 +35,15 @@ class OutputSite(ResolvedSite):
     """The output of a denoiser.
 
     Attributes:
-        readable: the signals that are read from the latent and t alone, by name.
+        readable: the signals that are read from what the denoiser is called with, by name.
+        network: the module inside the denoiser, ``None`` where there is none.
     """
 
     name: ClassVar[str] = "output"
 
     readable: Mapping[str, Signal] = field(factory=dict)
     shares: Mapping[str, float] = field(factory=lambda: {WHOLE: 1.0}, repr=False)
+    network: nn.Module | None = field(default=None, repr=False)
 
     @property
     def replaces_evaluations(self) -> bool:
@@ -72,7 +74,7 @@ class OutputSite(ResolvedSite):
 
         call, signals = served.call, {}
         for name in served.wanted_signals():
-            at = SignalInput(call.x, call.t)
+            at = SignalInput(call.x, call.t, self.network, call=invocation.arguments)
             signals[name] = read_signal(name, self.readable[name].read(at), invocation.batch, "the denoiser")
         given = call.x if served.engine.looks_at_input else None
         prediction = served.serve(Arrival(WHOLE, given, signals), evaluate)

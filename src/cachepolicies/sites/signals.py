@@ -12,10 +12,10 @@ from cachepolicies.sites._rows import by_sample
 
 
 def registered_signals(setup: Setup) -> dict[str, Signal]:
-    """Return the registered signals that a network has, by name.
+    """Return the registered signals that a network has, resolved, by name.
 
     Raises:
-        PluginError: what is registered under a name makes no signal.
+        PluginError: what is registered under a name makes no signal, or resolves to none.
     """
     found: dict[str, Signal] = {}
     for name in signals().names():
@@ -23,12 +23,15 @@ def registered_signals(setup: Setup) -> dict[str, Signal]:
         if not isinstance(made, Signal):
             raise PluginError(f"signal {name!r} made a {type(made).__name__}; a factory returns a cachepolicies.Signal")
         if made.available(setup):
-            found[name] = made
+            resolved: object = made.resolve(setup)
+            if not isinstance(resolved, Signal):
+                raise PluginError(f"signal {name!r} resolved to a {type(resolved).__name__}, not to a Signal")
+            found[name] = resolved
     return found
 
 
 def outside_signals(setup: Setup) -> dict[str, Signal]:
-    """Return the registered signals that are read from the latent and t alone, by name."""
+    """Return the registered signals that are read from what the denoiser is called with, by name."""
     return {name: signal for name, signal in registered_signals(setup).items() if not signal.inside}
 
 

@@ -12,7 +12,7 @@ from cachepolicies.base.errors import RunError
 from cachepolicies.base.settings import a_name
 from cachepolicies.contracts.adapter import submodule
 from cachepolicies.contracts.setup import Setup
-from cachepolicies.contracts.signal import Signal, SignalInput
+from cachepolicies.contracts.signal import Signal
 from cachepolicies.contracts.site import Site
 from cachepolicies.engine.call import WHOLE, Arrival
 from cachepolicies.sites._gate import Handler
@@ -89,8 +89,8 @@ class SubmoduleSite(InsideSite):
         signals, given = {}, None
         if served is not None:
             for wanted in served.wanted_signals():
-                at = SignalInput(served.call.x, served.call.t, self.network)
-                signals[wanted] = read_signal(wanted, self._signals[wanted].read(at), self.rows, self.name)
+                value = self._signals[wanted].read(self.signal_input())
+                signals[wanted] = read_signal(wanted, value, self.rows, self.name)
             if served.engine.looks_at_input:
                 given = first_tensor(args, kwargs, self.rows, self.name)
         self.arrive(Arrival(WHOLE, given, signals))

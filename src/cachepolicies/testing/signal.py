@@ -38,6 +38,13 @@ class SignalCase:
         one = self.subject
         return Setup(model=one.model, network=one.network, adapter=one.adapter)
 
+    def signal(self) -> Signal:
+        """Return the signal, resolved."""
+        resolved: object = self.settings.resolve(self.setup())
+        expect(isinstance(resolved, Signal), f"it resolves to {resolved!r}, which is no Signal")
+        assert isinstance(resolved, Signal)
+        return resolved
+
     def at(self, seed: int, rows: list[int] | None = None) -> SignalInput:
         """Return what is known where the block stack begins, of these rows or of all."""
         inputs = self.subject.inputs(_ROWS, seed, self.subject.t_start)
@@ -46,7 +53,7 @@ class SignalCase:
         x, t = inputs[self.subject.x_name], self.subject.level(inputs)
         network = self.subject.network
         if network is None:
-            return SignalInput(x, t)
+            return SignalInput(x, t, call=inputs)
         adapter = adapter_of(network) if self.subject.adapter is None else self.subject.adapter
         first = next(iter(blocks_of(network, adapter).values()))[0]
         names, seen = ArgumentNames(first), []
@@ -59,12 +66,12 @@ class SignalCase:
             self.subject.bare(inputs)
         finally:
             handle.remove()
-        return SignalInput(x, t, network, first, seen[0])
+        return SignalInput(x, t, network, first, seen[0], inputs)
 
     @torch.no_grad()
     def read(self, at: SignalInput) -> Tensor:
         """Return the value."""
-        value: object = self.settings.read(at)
+        value: object = self.signal().read(at)
         expect(isinstance(value, Tensor), f"it is a {type(value).__name__}, not a tensor")
         assert isinstance(value, Tensor)
         return value
@@ -99,7 +106,7 @@ def has_one_row_a_sample(case: SignalCase, seed: int) -> None:
 def arrives_detached(case: SignalCase, seed: int) -> None:
     """What a policy gets of it carries no gradient, and is memory that stays as it is."""
     at = case.at(seed)
-    value = read_signal(case.settings.name, case.settings.read(evolve(at, x=at.x.clone().requires_grad_())), _ROWS, "x")
+    value = read_signal(case.settings.name, case.signal().read(evolve(at, x=at.x.clone().requires_grad_())), _ROWS, "x")
     expect(not value.requires_grad, "it requires a gradient")
     before = value.clone()
     case.read(case.at(seed + 1))
@@ -126,12 +133,12 @@ def changes_nothing(case: SignalCase, seed: int) -> None:
 
 @SIGNAL.property(examples=5, seed=lambda _: _seeds)
 def is_read_where_it_says(case: SignalCase, seed: int) -> None:
-    """A signal that is not `inside` is read from the latent and t alone; there is no network where it is read."""
+    """A signal that is not `inside` is read from the denoiser's arguments, without a network."""
     if case.settings.inside:
         case.read(case.at(seed))
         return
     at = case.at(seed)
-    case.read(SignalInput(at.x, at.t))
+    case.read(SignalInput(at.x, at.t, call=at.call))
 
 
 @SIGNAL.property(examples=3, seed=lambda _: _seeds)
@@ -139,7 +146,7 @@ def needs_no_gradient(case: SignalCase, seed: int) -> None:
     """It can be read where gradients are switched off."""
     at = case.at(seed)
     with torch.inference_mode():
-        case.settings.read(at)
+        case.signal().read(at)
 
 
 @SIGNAL.property(examples=5, seed=lambda _: _seeds)

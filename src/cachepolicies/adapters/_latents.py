@@ -1,0 +1,134 @@
+"""Latents that a model is called with as tokens, or frames first: back onto their grid, ``(B, C, *axes)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from cachepolicies.base.errors import InputError
+
+_GRIDS: MutableMapping[Tensor, tuple[int, tuple[int, int]]] = WeakTensorKeyDictionary()
+"""Grids by the tensor of position ids that says them: it is read from the device once, not at every step."""
+
+_TOKENS, _VIDEO, _FRAMES = 3, 4, 5
+"""Dimensions of tokens ``(B, L, C)``, images ``(B, C, H, W)`` and videos ``(B, F, C, H, W)``."""
+
+
+def patches_by_ids(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return tokens ``(B, L, 4 C)`` as ``(B, C, 2 h, 2 w)``: patches of 2 x 2, at the rows and columns of ``img_ids``.
+
+    Tokens of reference images, which follow with another first id, are left out.
+
+    Raises:
+        InputError: there are no ``img_ids``, or they are no grid.
+    """
+    ids = call.get("img_ids")
+    if not isinstance(ids, Tensor) or ids.ndim not in (2, 3):
+        raise _unknown(x, f"`img_ids` is a {type(ids).__name__} and says no grid")
+    version = 0 if ids.is_inference() else ids._version
+    known = _GRIDS.get(ids)
+    if known is None or known[0] != version:
+        known = _GRIDS[ids] = (version, _grid(ids.detach().reshape(-1, *ids.shape[-2:]).tolist(), x))
+    height, width = known[1]
+    return patches(x, (1, height, width))[:, :, 0]
+
+
+def patches_by_shapes(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return tokens ``(B, L, 4 C)`` as ``(B, C, f, 2 h, 2 w)``: the first of ``img_shapes``, in patches of 2 x 2.
+
+    Tokens of reference images, which follow, are left out.
+
+    Raises:
+        InputError: there are no ``img_shapes``, or the samples differ in them.
+    """
+    shapes = call.get("img_shapes")
+    if not isinstance(shapes, (list, tuple)) or not shapes:
+        raise _unknown(x, f"`img_shapes` is {shapes!r} and says no grid")
+    found = {tuple(shape[0]) if isinstance(shape, list) else tuple(shape) for shape in shapes[: x.shape[0]]}
+    if isinstance(shapes[0], tuple):  # one list for all samples
+        found = {tuple(shapes[0])}
+    if len(found) > 1:
+        raise _unknown(x, f"its samples have different grids, {sorted(found)}: sample those of one size together")
+    frames, height, width = (int(size) for size in found.pop())
+    return patches(x, (frames, height, width))
+
+
+def tokens_of_video(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return tokens ``(B, f h w, C)`` as ``(B, C, f, h, w)``, by ``num_frames``, ``height`` and ``width``.
+
+    Raises:
+        InputError: one of these is missing, or there are other tokens beside the grid's.
+    """
+    sizes = [call.get(name) for name in ("num_frames", "height", "width")]
+    if not all(isinstance(size, int) for size in sizes):
+        raise _unknown(x, f"`num_frames`, `height` and `width` are {sizes} and say no grid")
+    frames, height, width = (int(size or 0) for size in sizes)
+    if x.ndim != _TOKENS or x.shape[1] != frames * height * width:
+        raise _unknown(x, f"`num_frames`, `height` and `width` are {sizes}, another number of tokens")
+    return x.reshape(x.shape[0], frames, height, width, -1).movedim(-1, 1)
+
+
+def frames_first(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return a video ``(B, F, C, H, W)`` as ``(B, C, F, H, W)``.
+
+    Raises:
+        InputError: it has other dimensions.
+    """
+    if x.ndim != _FRAMES:
+        raise _unknown(x, "a video (B, F, C, H, W) was expected")
+    return x.transpose(1, 2)
+
+
+def unpatched(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return an image ``(B, C, H, W)`` as it is; patches that the caller has packed are refused.
+
+    Raises:
+        InputError: it has other dimensions.
+    """
+    if x.ndim != _VIDEO:
+        raise _unknown(x, "an image (B, C, H, W) was expected; let the model cut the patches itself")
+    return x
+
+
+def patches(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Return tokens ``(B, L, 4 C)``, the first of which are a grid, as ``(B, C, f, 2 h, 2 w)``.
+
+    The channels of a token are those of its patch, channel first: (C, 2, 2), as diffusers' FLUX and Qwen-Image pack.
+
+    Raises:
+        InputError: there are fewer tokens than places, or the channels are not those of patches.
+    """
+    frames, height, width = grid
+    count = frames * height * width
+    if x.ndim != _TOKENS or x.shape[1] < count or x.shape[2] % 4:
+        raise _unknown(x, f"a grid of {frames} x {height} x {width} tokens with patches of 2 x 2 was expected")
+    rows, channels = x.shape[0], x.shape[2] // 4
+    cut = x[:, :count].reshape(rows, frames, height, width, channels, 2, 2)
+    return cut.permute(0, 4, 1, 2, 5, 3, 6).reshape(rows, channels, frames, 2 * height, 2 * width)
+
+
+def _grid(batch: Sequence[Sequence[Sequence[float]]], x: Tensor) -> tuple[int, int]:
+    """Return height and width of the grid that position ids (image, row, column, ...) run over, row by row."""
+    ids = batch[0]
+    if any(other != ids for other in batch[1:]):
+        raise _unknown(x, "its samples have different `img_ids`: sample those of one size together")
+    own = list(takewhile(lambda place: place[0] == ids[0][0], ids))
+    width = len(list(takewhile(lambda place: place[1] == own[0][1], own)))
+    height = len(own) // width
+    rows, columns = [own[i * width][1] for i in range(height)], [place[2] for place in own[:width]]
+    regular = [[row, column] for row in rows for column in columns] == [list(place[1:3]) for place in own]
+    rises = rows == sorted(set(rows)) and columns == sorted(set(columns))
+    if not (regular and rises) or any(place[0] == ids[0][0] for place in ids[len(own) :]):
+        raise _unknown(x, "its `img_ids` do not run over a grid row by row")
+    return height, width
+
+
+def _unknown(x: Tensor, why: str) -> InputError:
+    return InputError(
+        f"where the tokens of the latent {tuple(x.shape)} lie on their grid cannot be told: {why}. Use a policy that "
+        "does not look at the latent along its axes, or an adapter whose `unpack` knows"
+    )
