@@ -12,7 +12,7 @@ import pytest
 
 from cachepolicies.adapters import adapter_of
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
-from cachepolicies.policies import MagCache, Never, Schedule, SeaCache, SenCache, TeaCache, Uniform
+from cachepolicies.policies import EasyCache, MagCache, Never, Schedule, SeaCache, SenCache, TeaCache, Uniform
 from cachepolicies.registry.load import load_plugins
 from cachepolicies.registry.registry import Registry
 from cachepolicies.testing import (
@@ -63,6 +63,10 @@ POLICIES: Mapping[str, Checks] = {
     ),
     "schedule": lambda: policy_checks(Schedule(refreshes=(0, 2, 3, 6), num_steps=8), timesteps=LEVELS),
     "magcache": lambda: policy_checks(MagCache(threshold=0.3, retention_ratio=0.1, ratios=RATIOS)),
+    "easycache": lambda: _of(
+        policy_checks(EasyCache(threshold=0.8, first=0, last=0), substitute="residual"),
+        policy_checks(EasyCache(), timesteps=LEVELS, label="easycache-defaults"),
+    ),
     "seacache": lambda: _of(
         policy_checks(
             SeaCache(threshold=0.4, first=0, last=0), scheduler="flow-euler", signals={"spatial-latent": lambda x, t: x}
@@ -80,6 +84,7 @@ SUBSTITUTES: Mapping[str, Checks] = {
         _specs(substitute_checks, "linear:correct=0.8", scheduler="flow-euler"),
     ),
     "quadratic": lambda: _specs(substitute_checks, "quadratic:time=t,guard=None"),
+    "residual": lambda: _specs(substitute_checks, "residual"),
     "taylor": lambda: _specs(substitute_checks, "taylor:order=3", "taylor:order=2,differences=taylorseer"),
 }
 

@@ -54,6 +54,7 @@ def cachepolicies_register_policies(register: Register) -> None:
     register(
         "seacache", lazy(f"{module}.seacache:SeaCache"), "Reuses while the denoised part of the latent changed little."
     )
+    register("easycache", lazy(f"{module}.easycache:EasyCache"), "Reuses while the estimated output changed little.")
     register("uniform", lazy(f"{module}.uniform:Uniform"), "Evaluates every m-th step, or so many evenly spaced ones.")
     register("schedule", lazy(f"{module}.schedule:Schedule"), "Evaluates the steps of a plan, or the steps given.")
 
@@ -113,6 +114,7 @@ def cachepolicies_register_substitutes(register: Register) -> None:
     register(
         "quadratic", lazy(f"{module}.quadratic:Quadratic"), "Extrapolates along the parabola through the last three."
     )
+    register("residual", lazy(f"{module}.residual:Residual"), "The input now plus the last output less its input.")
     register("taylor", lazy(f"{module}.taylor:Taylor"), "Continues by a Taylor series of any order (TaylorSeer).")
 
 

@@ -7,6 +7,7 @@ from cachepolicies.substitutes.hermite import Hermite as Hermite
 from cachepolicies.substitutes.hold import Hold as Hold
 from cachepolicies.substitutes.linear import Linear as Linear
 from cachepolicies.substitutes.quadratic import Quadratic as Quadratic
+from cachepolicies.substitutes.residual import Residual as Residual
 from cachepolicies.substitutes.resolve import as_substitute as as_substitute
 from cachepolicies.substitutes.taylor import Taylor as Taylor
 
@@ -18,6 +19,7 @@ __all__ = [
     "Linear",
     "Prediction",
     "Quadratic",
+    "Residual",
     "Taylor",
     "as_substitute",
 ]
