@@ -545,7 +545,7 @@ def test_a_signal_whose_source_runs_behind_the_blocks_is_refused():
 
 
 def test_a_signal_that_the_adapter_lacks_is_refused_at_set_up():
-    with pytest.raises(NeedsError, match=r"needs the signal mood .* site 'blocks' of Plain cannot supply .*none"):
+    with pytest.raises(NeedsError, match=r"needs the signal mood .* site .blocks. of Plain .*supplies: spatial-latent"):
         CachedDenoiser(Plain(), Scripted(signals=("mood",)), site="blocks")
 
 

@@ -36,7 +36,7 @@ class EasyCacheState:
 
     Attributes:
         latent: ``(B, ...)`` at the last step, evaluated or not.
-        size: ``(B,)`` sum of the magnitudes of what flowed on at that step, divided by their number.
+        size: ``(B,)`` mean magnitude of what flowed on at that step.
         refreshed_latent: ``(B, ...)`` at the last evaluation of every row.
         refreshed_output: ``(B, ...)`` what that evaluation gave.
         moved_output: ``(B,)`` mean change of the output between the last two evaluations of every row.
