@@ -70,7 +70,8 @@ def test_the_rule_written_out(steps, threshold, seed, first, last):
     def mean(values):
         return values.abs().mean().item()
 
-    evaluated, total = [], 0.0
+    total = 0.0
+    evaluated: list[int] = []
     for k, decision in enumerate(decisions):
         reuse = False
         if first <= k < steps - last and len(evaluated) > 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import math
 
 import numpy as np
@@ -156,7 +158,7 @@ def test_it_decides_as_diffusers_own(key, threshold, rows):
     shape = tuple(calls[0]["hidden_states"].shape[1:])
     for call, x in zip(calls, latents(steps, rows, shape, pace=0.5, dtype=torch.float32), strict=True):
         call["hidden_states"] = x
-    theirs = tiny.build()
+    theirs: Any = tiny.build()
     theirs.enable_cache(
         SeaCacheConfig(threshold=threshold, residual_order=0, raw_vision_callback=raw_flux if flux else None)
     )
@@ -201,7 +203,7 @@ GRIDS = {
 def test_adapters_lay_packed_latents_on_their_grid(key):
     tiny = TINY[key]
     adapter = load_plugins().adapters.create(key)
-    signal = SpatialLatent().resolve(Setup(adapter=adapter))
+    signal: Any = SpatialLatent().resolve(Setup(adapter=adapter))
     inputs = tiny.inputs(2)
     assert signal.unpack(inputs["hidden_states"], inputs).shape == (2, *GRIDS[key])
     with pytest.raises(InputError, match="cannot be told"):

@@ -3,9 +3,8 @@
 It samples 32 guided videos with the trained video DiT: uncached, with SenCache at three settings, and, at the
 evaluations each of them took, with fewer steps and with evenly spaced reuse. Then what is solved for rather than tuned,
 at the evaluations of the middle setting: a plan's refreshes and SenCache with eps(t), holding, extrapolating, and
-extrapolating with a correction at the next evaluation. Last
-SenCache, TeaCache, MagCache and evenly spaced reuse with the residual of the block stack. It prints the table and
-writes ``report.html``, ``table.csv`` and ``table.json``.
+extrapolating with a correction at the next evaluation. Last SenCache, TeaCache, MagCache and evenly spaced reuse with
+the residual of the block stack. It prints the table and writes ``report.html``, ``table.csv`` and ``table.json``.
 """
 
 from __future__ import annotations
