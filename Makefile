@@ -63,6 +63,7 @@ bench: $(INSTALLED)
 
 bench-plans: $(INSTALLED)
 	$(BIN)/python bench/plans.py
+	$(BIN)/python bench/plans_report.py
 
 study: $(INSTALLED)
 	$(BIN)/python bench/study
