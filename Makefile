@@ -6,7 +6,7 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage stateful changelog docs bench bench-plans study train clean
+.PHONY: help demo test lint coverage stateful changelog docs bench bench-peers bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
+	@echo "make bench-peers  diffusers' caches and ours at equal work; goes on where it stopped"
 	@echo "make bench-plans  plans on 64 samples that they were not made from, every reference model; goes on where it stopped"
 	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
 	@echo "make train  train the reference models again and their twins (hours; replaces the committed weights)"
@@ -64,6 +65,10 @@ bench: $(INSTALLED)
 bench-plans: $(INSTALLED)
 	$(BIN)/python bench/plans.py
 	$(BIN)/python bench/plans_report.py
+
+bench-peers: $(INSTALLED)
+	$(BIN)/python bench/peers.py
+	$(BIN)/python bench/peers_report.py
 
 study: $(INSTALLED)
 	$(BIN)/python bench/study

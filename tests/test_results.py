@@ -35,3 +35,17 @@ def test_a_cell_that_falls_short_is_in_the_first_sentence():
         for row in rows
     ]
     assert f"{name} at 31" in report.page(worse).splitlines()[2]
+
+
+def test_the_page_of_peers_is_generated():
+    report = script("peers_report")
+    rows = report.read()
+    assert report.PAGE.read_text() == report.page(rows)
+
+
+def test_a_peer_that_wins_is_in_the_first_sentence():
+    report = script("peers_report")
+    rows = report.read()
+    peer = next(row for row in rows if row["method"].startswith("diffusers") and float(row["work"]) < 0.6)
+    better = [{**row, "mean": "99.0"} if row is peer else row for row in rows]
+    assert f"{peer['model']} at 62%" in report.page(better).splitlines()[2]
