@@ -101,6 +101,57 @@ def test_the_uncached_result_is_the_bare_model(comparison):
     assert all(math.isinf(value) for value in uncached.psnr)
 
 
+def fork(x, t, centre):
+    """A velocity that pushes every sample off 0, the more the nearer: one that starts there is near a bifurcation."""
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return 10 * x - 60 * torch.tanh(10 * mean) * torch.ones_like(x)
+
+
+def test_samples_near_a_bifurcation_are_unstable_and_the_others_are_not():
+    def inputs(seeds):
+        drawn = tiny_inputs(seeds)
+        noise = drawn.noise - drawn.noise.mean(dim=(1, 2, 3), keepdim=True)
+        start = torch.tensor([0.0 if seed % 2 else 1.0 for seed in seeds]).reshape(-1, 1, 1, 1)
+        return Inputs(noise=0.1 * noise + start, args=drawn.args)
+
+    found = compare(
+        tiny(denoiser=fork, inputs=inputs, scores={}, decode=lambda x: torch.sigmoid(x)),
+        [Candidate("every other", "uniform:every=2")],
+        range(12),
+        batch_size=5,
+        baselines=False,
+        audited=0,
+        progress=False,
+    )
+    one = by_label(found)["every other"]
+    assert found.unstable(one) == tuple(moved <= own for moved, own in zip(found.moved, one.psnr, strict=True))
+    even, odd = found.moved[::2], found.moved[1::2]
+    assert min(even) > 50 > min(odd)
+    assert sum(found.unstable(one)) > 0
+    assert found.unstable(found.uncached) == (False,) * 12
+    row = found.rows()[1]
+    assert row["unstable"] == sum(found.unstable(one))
+    stable = [own for own, moves in zip(one.psnr, found.unstable(one), strict=True) if not moves]
+    assert row["psnr_worst_stable"] == min(stable)
+    assert found.to_dict()["rows"][1]["per_sample"]["unstable"] == list(found.unstable(one))
+
+
+def test_what_moves_a_sample_does_not_depend_on_its_batch():
+    found = [
+        compare(
+            tiny(),
+            [Candidate("uniform", "uniform:every=2")],
+            range(4),
+            batch_size=size,
+            baselines=False,
+            audited=0,
+            progress=False,
+        ).moved
+        for size in (1, 4)
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
 def test_evaluations_of_the_table_agree_with_a_count_of_rows(profile):
     rows = 0
 
@@ -111,7 +162,12 @@ def test_evaluations_of_the_table_agree_with_a_count_of_rows(profile):
 
     counted.__qualname__ = pull.__qualname__  # the profile was made for this class
     found = compare(
-        tiny(denoiser=counted), [Candidate("one", SENCACHE, profile=profile)], range(5), audited=0, progress=False
+        tiny(denoiser=counted),
+        [Candidate("one", SENCACHE, profile=profile)],
+        range(5),
+        audited=0,
+        stability=False,
+        progress=False,
     )
     warm_up, timed_again = 5, STEPS * 5  # the uncached row is timed at both ends
     assert rows - warm_up - timed_again == sum(sum(result.nfe) for result in found.results)

@@ -30,6 +30,9 @@ def compare(
         bool, typer.Option(help="Also as many evaluations by fewer steps and by evenly spaced reuse.")
     ] = True,
     audited: Annotated[int, typer.Option(help="Samples on which predicted and true changes are compared.")] = 8,
+    stability: Annotated[
+        bool, typer.Option(help="Count samples that a tiny random change moves as far; one more uncached pass.")
+    ] = True,
     substitute: Annotated[str, typer.Option(metavar="SPEC", help="What stands in for a skipped evaluation.")] = "hold",
     site: Annotated[
         str, typer.Option(help="Where an evaluation is cut: output, blocks, or the path of a submodule.")
@@ -64,6 +67,7 @@ def compare(
         repeats=repeats,
         baselines=baselines,
         audited=audited,
+        stability=stability,
         console=Console(stderr=True),
     )
     wide_console().print(comparison.table())

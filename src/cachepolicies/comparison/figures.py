@@ -149,7 +149,9 @@ def timeline(comparison: Comparison, result: Result) -> Any:
     axes.set_xlim(-0.5, calls - 0.5)
     axes.set_xlabel("call of the denoiser, from noise (left) to sample (right)")
     if samples <= MOST_LABELLED:
-        axes.set_yticks(range(samples), [str(comparison.seeds[row]) for row in order], fontsize=6)
+        unstable = comparison.unstable(result) or (False,) * samples
+        names = [f"{comparison.seeds[row]}{'*' if unstable[row] else ''}" for row in order]
+        axes.set_yticks(range(samples), names, fontsize=6)
         right = axes.secondary_yaxis("right")
         right.set_yticks(range(samples), [f"{result.nfe[row]:g}" for row in order], fontsize=6)
         right.set_ylabel("evaluations", fontsize=8, color=MUTED)

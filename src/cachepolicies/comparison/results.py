@@ -130,6 +130,8 @@ class Comparison:
         shown: seeds of the samples whose pictures were kept.
         settings: what the comparison was run with, name to text.
         provenance: versions and machine, name to text.
+        moved: PSNR of each uncached sample against itself with its first output changed at random, dB; empty where that
+            was not looked at.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Comparison:
     shown: tuple[int, ...]
     settings: Mapping[str, str]
     provenance: Mapping[str, str]
+    moved: tuple[float, ...] = ()
 
     @property
     def uncached(self) -> Result:
@@ -161,16 +164,28 @@ class Comparison:
         """Return the part of the uncached row's work that a result took, by FLOPs; ``nan`` where it is not known."""
         return result.work / self.uncached.work
 
+    def unstable(self, result: Result) -> tuple[bool, ...]:
+        """Return for each sample whether a small change of its first output moves it as far; empty if not looked at."""
+        if result.kind == "uncached":
+            return (False,) * len(self.moved)
+        if not self.moved:
+            return ()
+        return tuple(moved <= own for moved, own in zip(self.moved, result.psnr, strict=True))
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat mapping a result: what the table, the CSV and the JSON hold.
 
-        PSNR in dB (mean, standard deviation and worst sample), ``seconds`` for all samples, ``ideal_speed_up`` the
-        ratio of the evaluations. ``nan`` where something does not apply.
+        PSNR in dB (mean, standard deviation, worst sample, and the worst that is not unstable), ``seconds`` for all
+        samples, ``ideal_speed_up`` the ratio of the evaluations. ``nan`` where something does not apply.
         """
         return [self._row(result) for result in self.results]
 
     def _row(self, result: Result) -> dict[str, Any]:
         reference = result.kind == "uncached"
+        unstable = self.unstable(result)
+        stable = (
+            tuple(value for value, moves in zip(result.psnr, unstable, strict=True) if not moves) if unstable else ()
+        )
         row: dict[str, Any] = {
             "label": result.label,
             "kind": result.kind,
@@ -188,6 +203,8 @@ class Comparison:
             "psnr_mean": math.nan if reference else statistics.fmean(result.psnr),
             "psnr_std": math.nan if reference else _std(result.psnr),
             "psnr_worst": math.nan if reference else _worst(result.psnr),
+            "unstable": math.nan if reference or not self.moved else sum(unstable),
+            "psnr_worst_stable": math.nan if reference or not stable else _worst(stable),
             "ssim_mean": math.nan if reference else statistics.fmean(result.ssim),
             "ssim_worst": math.nan if reference else _worst(result.ssim),
         }
@@ -200,7 +217,7 @@ class Comparison:
         """Return the results as a rich table."""
         table = Table(title=f"{self.name}: {len(self.seeds)} samples", box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("sampled with", overflow="fold")
-        headings = ("NFE", "reused", "work", "seconds", "speed-up", "of ideal", "PSNR dB", "worst", "SSIM")
+        headings = ("NFE", "reused", "work", "seconds", "speed-up", "of ideal", "PSNR dB", "worst", "unstable", "SSIM")
         for heading in (*headings, *self.score_names):
             table.add_column(heading, justify="right", no_wrap=True)
         for number, (result, row) in enumerate(zip(self.results, self.rows(), strict=True)):
@@ -240,6 +257,7 @@ class Comparison:
                         "nfe": result.nfe,
                         "psnr": result.psnr,
                         "ssim": result.ssim,
+                        "unstable": self.unstable(result),
                         **result.scores,
                     },
                     "timeline": result.timeline(),
@@ -264,7 +282,7 @@ class Comparison:
 
 
 def cells(row: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the numbers of one row as a reader sees them: NFE, reused, work, seconds, speed-up, of ideal, PSNR, ..."""
+    """Return the numbers of one row as a reader sees them, in the order of the table's columns."""
     spread = "" if _is_nan(row["psnr_std"]) else f" ± {row['psnr_std']:.1f}"
     return (
         f"{row['nfe']:.1f}",
@@ -275,6 +293,7 @@ def cells(row: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
         f"{row['speed_up'] / row['ideal_speed_up']:.0%}",
         _as_cell(row["psnr_mean"], ".1f") + spread,
         _as_cell(row["psnr_worst"], ".1f"),
+        _as_cell(row["unstable"], "d"),
         _as_cell(row["ssim_mean"], ".4f"),
         *(_as_cell(row[name], ".3f") for name in scores),
     )

@@ -17,6 +17,7 @@ from cachepolicies.comparison._provenance import provenance_of, settings_of
 from cachepolicies.comparison.candidate import UNCACHED, Candidate
 from cachepolicies.comparison.metrics import psnr, ssim
 from cachepolicies.comparison.results import Change, Comparison, Result
+from cachepolicies.comparison.stability import moved_psnr
 from cachepolicies.comparison.workload import Workload
 from cachepolicies.policies.uniform import Uniform
 
@@ -34,6 +35,7 @@ def compare(
     baselines: bool = True,
     audited: int = 8,
     shown: int = 8,
+    stability: bool = True,
     progress: bool = True,
     console: Console | None = None,
 ) -> Comparison:
@@ -45,6 +47,10 @@ def compare(
     the uncached row is timed once more at the end. Reused evaluations are compared with what the model would have
     returned in a separate pass over the first samples, which is not timed.
 
+    Another untimed pass samples the bare model with a random change of RMS 1e-3 of its first output. A sample that
+    moves so by as much as a cache moves it is *unstable* in that row: near a bifurcation, where its distance says
+    little of the cache. These are counted and marked, and left in every figure.
+
     Args:
         workload: what to sample and how to judge it.
         candidates: ways of sampling.
@@ -55,6 +61,7 @@ def compare(
             evenly spaced reuse.
         audited: samples of the pass that compares predicted and true changes; 0 leaves it out.
         shown: samples whose pictures are kept for the report.
+        stability: look for unstable samples, by one more uncached pass.
         progress: show a progress bar on stderr.
         console: where to show it instead.
 
@@ -102,7 +109,8 @@ def compare(
             for sampler in order
             if sampler.candidate.kind == "policy" and audited
         }
-    uncached = [workload.pictures(samples) for samples in finished[UNCACHED].samples]
+        uncached = [workload.pictures(samples) for samples in finished[UNCACHED].samples]
+        moved = moved_psnr(workload, batches, uncached, report) if stability else ()
     results = [
         _judge(
             workload, sampler, finished[sampler.label], batches, uncached, shown, seconds[sampler.label],
@@ -115,6 +123,7 @@ def compare(
         seeds=tuple(seeds),
         results=tuple(results),
         shown=tuple(seeds[:shown]),
+        moved=moved,
         settings=settings_of(workload, order, batch_size, repeats, min(audited, len(seeds))),
         provenance=provenance_of(batches[0].inputs.noise),
     )
