@@ -55,7 +55,7 @@ def change(*path_and_value):
     ("damage", "message"),
     [
         (change("format", "cachepolicies-profile"), "field 'format' is not 'cachepolicies-plan'"),
-        (change("version", 2), "field 'version' is 2, this library reads 1"),
+        (change("version", 3), "field 'version' is 3, this library reads 1 and 2"),
         (lambda raw: raw.pop("budget"), "field 'budget' is missing"),
         (change("surprise", 1), "unknown key 'surprise'"),
         (change("source", "surprise", 1), "unknown key 'surprise'"),
@@ -85,6 +85,8 @@ def change(*path_and_value):
         (change("no_tolerance", "both"), "exactly one of the fields 'tolerance' and 'no_tolerance'"),
         (change("tolerance", "epsilon", 0, -1.0), "tolerance"),
         (change("target", -2.0), "field 'target' is -2.0"),
+        (change("target_unit", "ssim"), "field 'target_unit' is 'ssim', expected one of objective, dB, rms"),
+        (change("version", 1), "field 'target_unit' is not part of version 1"),
     ],
 )
 def test_damaged_files_are_refused(made, tmp_path, damage, message):

@@ -30,6 +30,7 @@ from cachepolicies.profiles import (
     PublishedProfile,
     Recommendation,
     SchedulerInfo,
+    Trials,
     check_profile,
     config_hash,
     load_profile,
@@ -206,7 +207,7 @@ def test_require_says_what_is_missing_and_how_to_get_it() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 3}, "field 'version' is 3, this library reads 2"),
+        ({"version": 4}, "field 'version' is 4, this library reads 3"),
         ({"name": ""}, "field 'name' is empty"),
         ({"model": ModelInfo("")}, "field 'model.class_name' is empty"),
         ({"prediction_type": "epsilon"}, "field 'prediction_type' is 'epsilon', expected one of velocity, noise"),
@@ -399,7 +400,7 @@ BAD_HEADER = struct.pack("<Q", 1 << 40) + b"{}"
         (lambda p: p.unlink(), "no such file"),
         (set_at("format", to="other"), "field 'format' is not 'cachepolicies-profile'"),
         (without("format"), "field 'format'"),
-        (set_at("version", to=7), "field 'version' is 7, this library reads 1 and 2"),
+        (set_at("version", to=7), "field 'version' is 7, this library reads 1 and 2 and 3"),
         (without("version"), "field 'version' is None"),
         (without("timesteps"), "field 'timesteps' is missing"),
         (without("curves"), "field 'curves' is missing"),
@@ -452,11 +453,11 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             read_profile(path)
 
 
-# ---------------------------------------------------------------------------------------------- version 2
+# --------------------------------------------------------------------------------------- versions 2 and 3
 
 
 def full_profile(steps: int = 5, samples: int = 3, **changes: Any) -> Profile:
-    """A measured profile with everything that version 2 added."""
+    """A measured profile with everything that versions 2 and 3 added."""
     rng = np.random.default_rng(1)
     ratios = np.vstack([np.ones((1, samples)), 0.8 + 0.4 * rng.random((steps - 1, samples))])
     fields: dict[str, Any] = {
@@ -471,6 +472,10 @@ def full_profile(steps: int = 5, samples: int = 3, **changes: Any) -> Profile:
         "recommended": [Recommendation("magcache", {"threshold": 0.1}, 2.0, 1.9, "a card", "480p", "README", "slow")],
         "source": {"magcache": {"paper": "arXiv", "sha256": ["a", "b"]}},
         "irregularities": ["one", "two"],
+        "trials": [
+            Trials("hold", "signed", "geometric", (2, 3), (7, 8), [[0.2, 0.1], [0.1, 0.05]], [[0.1, 0.2], [0.0, 0.1]]),
+            Trials("linear", "signed", "geometric", (2,), (), [[0.2, 0.1]]),
+        ],
     }
     return make_profile(steps, samples, **{**fields, **changes})
 
@@ -491,11 +496,13 @@ def published_profile(**changes: Any) -> PublishedProfile:
     return PublishedProfile(**{**fields, **changes})
 
 
-def test_everything_of_version_2_survives_the_disk(tmp_path: Path) -> None:
+def test_everything_of_the_later_versions_survives_the_disk(tmp_path: Path) -> None:
     profile = full_profile()
     again = read_profile(save_profile(profile, tmp_path / "p.json"))
     assert again == profile
-    assert again.version == 2
+    assert again.version == 3
+    assert again.trials[0].picture_rms is not None
+    assert again.trials[1].picture_rms is None
     assert again.settings["magcache"]["never"] == [1, 2]
     assert again.recommended[0].note == "slow"
     assert hash(again) == hash(profile)
@@ -520,29 +527,60 @@ def test_tables_of_a_published_profile_are_in_the_json(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
 
 
-def as_version_1(path: Path) -> None:
+OF_VERSION_2 = ("origin", "stated_steps", "polynomials", "settings", "recommended", "source", "irregularities")
+OF_VERSION_3 = ("trials",)
+
+
+def as_version(version: int, path: Path) -> None:
     raw = json.loads(path.read_text())
-    for name in ("origin", "stated_steps", "polynomials", "settings", "recommended", "source", "irregularities"):
+    for name in (*(OF_VERSION_2 if version < 2 else ()), *OF_VERSION_3):
         del raw[name]
-    path.write_text(json.dumps({**raw, "version": 1}))
+    path.write_text(json.dumps({**raw, "version": version}))
 
 
-def test_version_1_is_read_and_written_again_as_version_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_earlier_version_is_read_and_written_again_as_todays(tmp_path: Path, version: int) -> None:
     path = save_profile(make_profile(), tmp_path / "p.json")
     now = path.read_bytes()
-    as_version_1(path)
+    as_version(version, path)
     old = read_profile(path)
     assert old == make_profile()
-    assert (old.origin, old.version, old.settings, old.recommended) == ("measured", 2, {}, ())
+    assert (old.origin, old.version, old.settings, old.recommended, old.trials) == ("measured", 3, {}, (), ())
     save_profile(old, path)
     assert path.read_bytes() == now
 
 
-def test_version_1_has_no_fields_of_version_2(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "field"), [(1, "origin"), (2, "trials")])
+def test_an_earlier_version_has_no_later_fields(tmp_path: Path, version: int, field: str) -> None:
     path = save_profile(make_profile(), tmp_path / "p.json")
-    set_at("version", to=1)(path)
-    with pytest.raises(ProfileError, match="field 'origin' is not part of version 1"):
+    set_at("version", to=version)(path)
+    with pytest.raises(ProfileError, match=f"field '{field}' is not part of version {version}"):
         read_profile(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"budgets": ()}, "field 'budgets' is \\(\\), expected increasing"),
+        ({"budgets": (3, 2)}, "field 'budgets' is \\(3, 2\\)"),
+        ({"budgets": (0, 2)}, "field 'budgets' is \\(0, 2\\)"),
+        ({"rms": [[0.1, 0.1]]}, "field 'rms' has shape \\(1, 2\\), expected \\(2, samples\\)"),
+        ({"rms": [[0.1], [0.1, 0.2]]}, "not a rectangular array"),
+        ({"rms": [[0.1, 0.1], [0.1, -0.1]]}, "field 'rms' has the value -0.1"),
+        ({"rms": [[0.1, 0.1], [0.1, np.inf]]}, "trials field 'rms'"),
+        ({"picture_rms": [[0.1], [0.1]]}, "field 'picture_rms' has shape \\(2, 1\\)"),
+        ({"seeds": (1,)}, "1 seeds for 2 samples"),
+    ],
+)
+def test_bad_trials(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ProfileError, match=said):
+        attrs.evolve(full_profile().trials[0], **change)
+
+
+def test_trials_of_more_evaluations_than_steps() -> None:
+    tried = attrs.evolve(full_profile().trials[0], budgets=(2, 6))
+    with pytest.raises(ProfileError, match="has 6 evaluations of 5 steps"):
+        full_profile(trials=[tried])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from cachepolicies.calibration.count import evaluations_needed as evaluations_ne
 from cachepolicies.calibration.driver import calibrate as calibrate
 from cachepolicies.calibration.partial import clear_checkpoint as clear_checkpoint
 from cachepolicies.calibration.samples import CalibrationSamples as CalibrationSamples
+from cachepolicies.calibration.trials import try_plans as try_plans
 from cachepolicies.calibration.weights import weight_steps as weight_steps
 from cachepolicies.schedulers.impulse import ImpulseResponse as ImpulseResponse
 from cachepolicies.schedulers.impulse import impulse_response as impulse_response
@@ -19,5 +20,6 @@ __all__ = [
     "clear_checkpoint",
     "evaluations_needed",
     "impulse_response",
+    "try_plans",
     "weight_steps",
 ]

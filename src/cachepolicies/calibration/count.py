@@ -58,7 +58,7 @@ def evaluations_needed(
 
     Without weights at most 3 N per sample for N steps of a sampler that evaluates once a step; two fewer where the
     denoiser cannot be evaluated at the sample itself, so that the last step has no next point. The weights that are
-    measured by default take about 6 N more, those of every step N (N - 1) / 2; twice that for two evaluations a step.
+    measured by default take about 3 N more, those of every step N (N - 1) / 2; twice that for two evaluations a step.
 
     Args:
         scheduler: the scheduler.

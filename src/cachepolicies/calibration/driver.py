@@ -92,8 +92,8 @@ def calibrate(
             the other for every signal. ``None``: if the model is a network whose stack is known, or names one by an
             attribute ``network``.
         weights: measure the weight of every m-th step and of the last m: ``True`` or 1 is every step, which takes
-            N (N - 1) / 2 evaluations more; ``False`` or 0 none; ``None`` every tenth of the run, about 6 N
-            evaluations more. There are none on noised data, nor for a single step.
+            N (N - 1) / 2 evaluations more; ``False`` or 0 none; ``None`` six evenly spaced ones and the last but
+            one, about 3 N evaluations more. There are none on noised data, nor for a single step.
         checkpoint: folder for finished batches, so that an interrupted calibration resumes. Kept when done: clear it
             with `clear_checkpoint` once the profile is saved.
         progress: show the number of evaluations and a progress bar on stderr.

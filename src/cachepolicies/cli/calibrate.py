@@ -9,6 +9,7 @@ import typer
 
 from cachepolicies.base.errors import ProfileError, SettingsError
 from cachepolicies.cli._options import Options, Target, seeds_from, workload_of
+from cachepolicies.cli._trials import FURTHER, try_and_save
 from cachepolicies.profiles.schema import Trajectory
 
 FIRST_SEED = 1000
@@ -27,7 +28,15 @@ def calibrate(
         str | None,
         typer.Option(
             help="Steps that get a measured weight, for planning: every, none, or N for every N-th and the last N. "
-            "Default: N a tenth of the run, or none with --trajectory noised."
+            "Default: six evenly spaced and the last but one, or none with --trajectory noised."
+        ),
+    ] = None,
+    trials: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Substitute whose plans are tried at the end, so that a quality can be asked for; none: no trials. "
+            "Default: the corrected line.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the profile; the file's stem by default.")] = None,
@@ -72,6 +81,8 @@ def calibrate(
     )
     path = save_profile(profile, out)
     clear_checkpoint(kept)
+    if trials != "none" and given.scheduler.evaluations_per_step == 1 and profile.num_steps > 1:
+        profile = try_and_save(given, profile, out, FURTHER, substitute=trials)
     Console().print(summarise(profile))
     typer.echo(path)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from cachepolicies.planning.error_table import table_from_dense as table_from_dense
 from cachepolicies.planning.errors import measured_errors as measured_errors
 from cachepolicies.planning.errors import predicted_errors as predicted_errors
+from cachepolicies.planning.expectation import Expectation as Expectation
+from cachepolicies.planning.expectation import Interval as Interval
 from cachepolicies.planning.io import read_plan as read_plan
 from cachepolicies.planning.io import save_plan as save_plan
 from cachepolicies.planning.objectives import Largest as Largest
@@ -30,7 +32,9 @@ from cachepolicies.planning.weights import WeightKind as WeightKind
 from cachepolicies.planning.weights import step_weights as step_weights
 
 __all__ = [
+    "Expectation",
     "InfeasibleToleranceError",
+    "Interval",
     "Largest",
     "Lexicographic",
     "Objective",

@@ -48,8 +48,17 @@ def read_plan(path: str | Path) -> Plan:
     source = Path(path)
     with PLAN.naming(source):
         raw = PLAN.fields(source)
+        if raw["version"] in PLAN.older:
+            raw = _from_version_1(raw)
         PLAN.check_complete(raw, Plan)
         return PLAN.structured(raw, Plan, _plan_converter())
+
+
+def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
+    """Add what version 2 added: targets of new samples."""
+    if "target_unit" in raw:
+        raise PlanError("field 'target_unit' is not part of version 1 of the format")
+    return {**raw, "target_unit": "objective", "version": PLAN.version}
 
 
 def _from_list(structure: Any) -> Any:

@@ -12,11 +12,15 @@ from attrs import field, frozen
 from cachepolicies.base.converters import as_dict, as_tuple, floats, integers
 from cachepolicies.base.documents import DocumentFormat
 from cachepolicies.base.errors import CachePoliciesError
+from cachepolicies.planning.expectation import Expectation
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.profiles.schema import SchedulerInfo
 
 REPLAN = "plan again with `cachepolicies plan` or cachepolicies.planning.plan"
 """The remedy that most messages end with."""
+
+TARGET_UNITS = ("objective", "dB", "rms")
+"""What a target can be: the objective's own prediction, or the expected PSNR or RMS of new samples."""
 
 _SLACK = 1e-6
 """Relative difference that is allowed between a stored number and the same recomputed from the others."""
@@ -27,7 +31,7 @@ class PlanError(CachePoliciesError, ValueError):
 
 
 PLAN = DocumentFormat(
-    noun="plan", name="cachepolicies-plan", version=1, error=PlanError, again="plan again", remedy=REPLAN
+    noun="plan", name="cachepolicies-plan", version=2, older=(1,), error=PlanError, again="plan again", remedy=REPLAN
 )
 """The format of plans as files."""
 
@@ -69,11 +73,13 @@ class PlanPoint:
         budget: largest number of refreshes that was allowed.
         predicted: the objective's value.
         refreshes: steps that are refreshed, increasing; at most ``budget``.
+        expected: what to expect on new samples, None where no trials say it.
     """
 
     budget: int
     predicted: float
     refreshes: tuple[int, ...] = field(converter=integers)
+    expected: Expectation | None = None
 
 
 @frozen
@@ -105,6 +111,7 @@ class PlanFields:
     versions: Mapping[str, str] = field(factory=dict, converter=as_dict, hash=False, repr=False)
     created: str = field(default="", eq=False)
     notes: str = ""
+    target_unit: str = "objective"
     version: int = PLAN.version
 
     def __attrs_post_init__(self) -> None:
@@ -116,6 +123,7 @@ class PlanFields:
             ("errors", ("measured", "predicted")),
             ("weights_kind", ("geometric", "measured", "bound", "uniform")),
             ("method", ("shortest-path", "milp")),
+            ("target_unit", TARGET_UNITS),
         ):
             if getattr(self, what) not in known:
                 _refuse_field(what, getattr(self, what), f"one of {', '.join(known)}")
@@ -207,6 +215,11 @@ class PlanFields:
     def evaluations(self) -> int:
         """The number of refreshes; below the budget where more would not help."""
         return len(self.refreshes)
+
+    @property
+    def expected(self) -> Expectation | None:
+        """What to expect on new samples; None where the profile has no trials of such plans."""
+        return next(point.expected for point in self.curve if point.budget == self.budget)
 
     @property
     def total(self) -> float:

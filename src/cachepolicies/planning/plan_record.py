@@ -28,12 +28,16 @@ class Plan(PlanFields):
         max_reuse: largest number of reuses in a row, None without a limit.
         always: steps that were to be refreshed whatever the budget, increasing.
         budget: largest number of refreshes that was allowed.
-        target: the predicted objective that the budget was chosen for, None where the budget was given.
+        target: what the budget was chosen for, None where the budget was given.
+        target_unit: ``"objective"``, the target was compared with ``predicted``; ``"dB"`` or ``"rms"``, with the PSNR
+            or the RMS that are expected of new samples.
         refreshes: steps that are refreshed, increasing, 0 first; at most ``budget``.
         predicted: the objective's value (for ``"lexicographic"`` the largest weighted error): RMS change of the sample
             where the weights are measured, a bound of it with ``"bound"``, RMS change of the output with ``"uniform"``.
         weights: one per step: RMS change of the sample per RMS change of the output.
         step_errors: one per step: predicted RMS change of the output by the reuse; 0 where it is refreshed.
+        expected: what to expect on new samples, None where the profile has no trials of such plans; not given, it is
+            the curve's.
         curve: the best for every budget from the smallest possible to N, in order; with the method ``"milp"`` only for
             those that were solved. The prediction never rises with the budget.
         tolerance: the tolerance over t with which SenCache's rule repeats the plan on the calibration runs, or None.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -19,11 +17,13 @@ from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.substitute import FILLED_IN, Substitute
 from cachepolicies.planning.error_table import Floats
 from cachepolicies.planning.errors import as_extrapolation, displacement_of, measured_errors, predicted_errors
+from cachepolicies.planning.expectation import expectations
 from cachepolicies.planning.objectives import Objective, as_objective
 from cachepolicies.planning.plan_record import Plan, PlanPoint, PlanSource
 from cachepolicies.planning.problem import PlanningProblem, Solution
 from cachepolicies.planning.shortest_path import trade_off
 from cachepolicies.planning.stretches import signed_sums, sums_along
+from cachepolicies.planning.targets import as_aim, good_enough, trials_of
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.planning.tolerance_fit import InfeasibleToleranceError, Shape, fit
 from cachepolicies.planning.weights import WeightKind, step_weights
@@ -41,7 +41,7 @@ def plan(
     profile: Profile | str | Path,
     budget: int | None = None,
     *,
-    target: float | None = None,
+    target: float | str | None = None,
     objective: str | Objective = "signed",
     errors: ErrorKind = "measured",
     substitute: str | Substitute = "hold",
@@ -63,7 +63,10 @@ def plan(
     Args:
         profile: what calibration measured, or where to load it from.
         budget: most refreshes, from 1 to N. Give this or ``target``.
-        target: instead, take the smallest budget whose predicted objective is at most this.
+        target: instead, take the smallest budget that is good enough: ``"45dB"``, the mean PSNR of new samples, or
+            ``"0.01rms"``, the RMS of their latents' error; nine new samples in ten are at most 3 dB below. These need
+            `cachepolicies.profiles.Trials` of such plans in the profile. A number is compared with the objective's own
+            prediction, which is often several times too large.
         objective: ``"signed"``, ``"sum"``, ``"max"``, ``"lexicographic"``, or an object that follows
             `cachepolicies.planning.Objective`. Where errors are predicted, their directions are not known, and
             ``"signed"`` takes all errors of a stretch to point the same way.
@@ -83,7 +86,7 @@ def plan(
         there is none, it says why.
 
     Raises:
-        NeedsError: the profile lacks a table or a curve, or its scheduler is not known; says what to do.
+        NeedsError: the profile lacks a table, a curve or the trials, or its scheduler is not known; says what to do.
         ProfileError: the profile was calibrated for another kind of scheduler.
         PolicyError: the substitute breaks its contract.
         SettingsError: an unknown word; a budget below 1 or above N; a budget that ``max_reuse`` or ``always`` make
@@ -96,7 +99,7 @@ def plan(
     made = as_objective(objective)
     _check_word("errors", errors, get_args(ErrorKind))
     _check_word("weights", weights, get_args(WeightKind))
-    _check_aim(budget, target)
+    aim = as_aim(budget, target)
     _check_word("shape", shape, get_args(Shape))
     if not loaded.timesteps:
         raise NeedsError(f"profile {loaded.name!r} has no timesteps to plan for; calibrate the model yourself")
@@ -119,11 +122,15 @@ def plan(
         sums = sums_along(reuses, weighed.tolist())
     problem = PlanningProblem(weighed, reuses, limit, asked.always, sums)
     curve = trade_off(problem, made)
+    tried = None
+    if errors == "measured" and limit is None and asked.fixed == (0,) and loaded.scheduler == SchedulerInfo.of(sampler):
+        tried = trials_of(loaded, named, made.name, weights)
+    expected = [None] * len(curve) if tried is None else expectations(tried, curve)
     if budget is not None:
         best = next(s for s in curve if s.budget == budget)
     else:
-        # there always is one: with N refreshes nothing is reused, and the error is 0
-        best = next(s for s in curve if s.predicted <= float(target or 0.0))
+        assert aim is not None
+        best = good_enough(loaded, spec, aim, curve, expected)
     tolerance, reason = _tolerance_or_reason(loaded, used, timesteps, best, limit, shape)
     return Plan(
         source=_source_of(loaded, sampler),
@@ -136,12 +143,13 @@ def plan(
         max_reuse=limit,
         always=problem.fixed,
         budget=best.budget,
-        target=None if target is None else float(target),
+        target=None if aim is None else aim.value,
+        target_unit="objective" if aim is None else aim.unit,
         refreshes=best.refreshes,
         predicted=best.predicted,
         weights=problem.weights.tolist(),
         step_errors=problem.errors_of(best.refreshes).tolist(),
-        curve=tuple(PlanPoint(s.budget, s.predicted, s.refreshes) for s in curve),
+        curve=tuple(PlanPoint(s.budget, s.predicted, s.refreshes, e) for s, e in zip(curve, expected, strict=True)),
         tolerance=tolerance,
         no_tolerance=reason,
         notes=_carried_over(loaded, sampler, weights),
@@ -153,15 +161,6 @@ def plan(
 def _check_word(what: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
         raise SettingsError(f"unknown {what} {shown(value)}: {nearest_match_hint(str(value), known)}")
-
-
-def _check_aim(budget: object, target: object) -> None:
-    if (budget is None) == (target is None):
-        raise SettingsError(f"give either budget or target, got budget={budget!r} and target={target!r}")
-    if target is None:
-        return
-    if isinstance(target, bool) or not isinstance(target, Real) or not 0 <= float(target) < math.inf:
-        raise SettingsError(f"target is {target!r}, expected a predicted error: a finite number >= 0")
 
 
 def _run_scheduler(profile: Profile, given: object) -> Scheduler:

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cachepolicies.planning.expectation import Expectation
 from cachepolicies.planning.plan_fields import PlanFields, PlanPoint
 
 _ROWS = 9
@@ -59,7 +60,8 @@ def _facts_table(plan: PlanFields) -> Table:
         "always": steps_text(plan.always) or "none",
         "budget": f"{plan.budget} evaluations of {plan.num_steps}"
         + ("" if plan.evaluations == plan.budget else f", {plan.evaluations} used"),
-        "target": "none" if plan.target is None else f"{plan.target:g}",
+        "target": "none" if plan.target is None else _target_text(plan),
+        "expected of new samples": _expected_text(plan.expected),
         "predicted error": f"{plan.predicted:.4g} (sum {plan.total:.4g}, largest {plan.largest:.4g})",
         "refreshes": steps_text(plan.refreshes),
         "tolerance": f"none: {plan.no_tolerance}" if plan.tolerance is None else _margin_text(plan),
@@ -71,6 +73,20 @@ def _facts_table(plan: PlanFields) -> Table:
     for name, text in rows.items():
         table.add_row(name, Text(text))
     return table
+
+
+def _target_text(plan: PlanFields) -> str:
+    return f"{plan.target:g}" + ("" if plan.target_unit == "objective" else f" {plan.target_unit}")
+
+
+def _expected_text(expected: Expectation | None) -> str:
+    if expected is None:
+        return "unknown: the profile has no trials of such plans"
+    error = 10.0 ** (-expected.error.mean / 20.0)
+    rms = f"RMS {error:.2g}, nine in ten below {10.0 ** (-expected.error.low / 20.0):.2g}"
+    psnr = expected.psnr
+    shown = "" if psnr is None else f"PSNR {psnr.mean:.1f} dB, nine in ten above {psnr.low:.1f}; "
+    return f"{shown}{rms} ({expected.samples} samples tried)"
 
 
 def _margin_text(plan: PlanFields) -> str:
@@ -91,11 +107,22 @@ def _trade_off_table(plan: PlanFields, points: Sequence[PlanPoint]) -> Table:
     table = Table(title="the best for every budget" if len(points) > 1 else "the best", title_justify="left")
     table.add_column("budget", justify="right")
     table.add_column("predicted error", justify="right")
+    tried = any(point.expected is not None for point in points)
+    if tried:
+        table.add_column("expected dB, nine in ten above", justify="right")
     table.add_column("refresh steps", overflow="fold")
     for point in points:
         style = "bold" if point.budget == plan.budget else ""
-        table.add_row(str(point.budget), f"{point.predicted:.4g}", Text(steps_text(point.refreshes)), style=style)
+        cells = [str(point.budget), f"{point.predicted:.4g}", *([_brief(point.expected)] if tried else [])]
+        table.add_row(*cells, Text(steps_text(point.refreshes)), style=style)
     return table
+
+
+def _brief(expected: Expectation | None) -> str:
+    if expected is None:
+        return ""
+    shown = expected.error if expected.psnr is None else expected.psnr
+    return f"{shown.mean:.1f}, {shown.low:.1f}"
 
 
 def _tolerance_table(plan: PlanFields) -> Table:

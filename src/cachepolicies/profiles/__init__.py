@@ -22,6 +22,7 @@ from cachepolicies.profiles.schema import Profile as Profile
 from cachepolicies.profiles.schema import PublishedProfile as PublishedProfile
 from cachepolicies.profiles.schema import Recommendation as Recommendation
 from cachepolicies.profiles.schema import SchedulerInfo as SchedulerInfo
+from cachepolicies.profiles.schema import Trials as Trials
 from cachepolicies.profiles.summary import summarise as summarise
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PublishedProfile",
     "Recommendation",
     "SchedulerInfo",
+    "Trials",
     "check_profile",
     "config_hash",
     "load_profile",

@@ -21,11 +21,14 @@ Array: TypeAlias = NDArray[Any]
 RECALIBRATE = "calibrate again with `cachepolicies calibrate` or cachepolicies.calibration.calibrate"
 """The remedy that most messages end with."""
 
+RETRY = "try the plans again with `cachepolicies trials` or cachepolicies.calibration.try_plans"
+"""The remedy for trials."""
+
 PROFILE = DocumentFormat(
     noun="profile",
     name="cachepolicies-profile",
-    version=2,
-    older=(1,),
+    version=3,
+    older=(1, 2),
     error=ProfileError,
     again="calibrate again",
     remedy=RECALIBRATE,

@@ -6,7 +6,8 @@ sha256 and the shapes. For a published one it holds the tables themselves, small
 
 Version 2 added the fields ``origin``, ``stated_steps``, ``polynomials``, ``settings``, ``recommended``, ``source`` and
 ``irregularities``, the value null in what a published profile does not know, and inline tables. A file of version 1 has
-none of them and is read as a measured profile without; it is written again as version 2.
+none of them and is read as a measured profile without. Version 3 added the field ``trials``. A file of an earlier
+version is written again as version 3.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cattrs
 import numpy as np
@@ -31,16 +32,19 @@ from cachepolicies.profiles.format import PROFILE, RECALIBRATE, Array, Origin
 from cachepolicies.profiles.measured import Profile
 from cachepolicies.profiles.published import PublishedProfile
 
-_NEW_FIELDS: Mapping[str, Any] = {
-    "origin": "measured",
-    "stated_steps": None,
-    "polynomials": {},
-    "settings": {},
-    "recommended": [],
-    "source": {},
-    "irregularities": [],
+_NEW_FIELDS: Mapping[int, Mapping[str, Any]] = {
+    2: {
+        "origin": "measured",
+        "stated_steps": None,
+        "polynomials": {},
+        "settings": {},
+        "recommended": [],
+        "source": {},
+        "irregularities": [],
+    },
+    3: {"trials": []},
 }
-"""What a file of version 1 says without saying it."""
+"""What each version added: a file of an earlier one says this without saying it."""
 
 _RECORDS: Mapping[Origin, type[Profile]] = {"measured": Profile, "published": PublishedProfile}
 """The record that a file with this ``origin`` holds."""
@@ -92,7 +96,7 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
 
 
 def read_profile(path: str | Path) -> Profile:
-    """Read a profile of this version or of version 1, and check all of it.
+    """Read a profile of this version or an earlier one, and check all of it.
 
     Args:
         path: the JSON file.
@@ -108,7 +112,7 @@ def read_profile(path: str | Path) -> Profile:
     with PROFILE.naming(source):
         raw = PROFILE.fields(source)
         if raw["version"] in PROFILE.older:
-            raw = _from_version_1(raw)
+            raw = _from_earlier(raw)
         PROFILE.check_complete(raw, Profile)
         raw["tables"] = _read_tables(source, raw["tables"])
         origin = raw.pop("origin")
@@ -144,11 +148,14 @@ def _tables_name(reference: Any, expected: str) -> str:
     return name
 
 
-def _from_version_1(raw: dict[str, Any]) -> dict[str, Any]:
-    early = [name for name in _NEW_FIELDS if name in raw]
+def _from_earlier(raw: dict[str, Any]) -> dict[str, Any]:
+    new = {
+        name: value for added, fields in _NEW_FIELDS.items() if added > raw["version"] for name, value in fields.items()
+    }
+    early = [name for name in new if name in raw]
     if early:
         raise ProfileError(f"field {early[0]!r} is not part of version {raw['version']} of the format; {RECALIBRATE}")
-    return {**raw, **_NEW_FIELDS, "version": PROFILE.version}
+    return {**raw, **new, "version": PROFILE.version}
 
 
 def _is_inline(reference: Any) -> bool:
@@ -227,7 +234,11 @@ def _profile_converter() -> cattrs.Converter:
     converter = strict_converter(ProfileError)
     converter.register_structure_hook_func(_is_array, _structure_array)
     converter.register_structure_hook_func(_is_plain_mapping, lambda value, _: value)  # checked by the records
+    converter.register_structure_hook_func(_is_optional_array, _structure_array)
     converter.register_unstructure_hook_func(_is_array, lambda array: array.tolist())
+    converter.register_unstructure_hook_func(
+        _is_optional_array, lambda array: None if array is None else array.tolist()
+    )
     for record in _RECORDS.values():
         as_dict = make_dict_unstructure_fn(
             record, converter, _cattrs_include_init_false=True, tables=override(omit=True)
@@ -238,6 +249,10 @@ def _profile_converter() -> cattrs.Converter:
 
 def _is_array(kind: Any) -> bool:
     return kind is np.ndarray or getattr(kind, "__origin__", None) is np.ndarray
+
+
+def _is_optional_array(kind: Any) -> bool:
+    return type(None) in (parts := get_args(kind)) and any(_is_array(part) for part in parts)
 
 
 def _is_plain_mapping(kind: Any) -> bool:

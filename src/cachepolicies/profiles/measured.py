@@ -57,6 +57,7 @@ class Profile(ProfileRecord):
         recommended: settings from the source with the speed-ups that it states.
         source: where published numbers are from: repositories, files, papers, checksums; plain JSON.
         irregularities: what about the published numbers is odd, or cannot be expressed by the settings.
+        trials: what planned runs were off by on samples that their plans were not made from.
         version: of the format.
 
     Raises:

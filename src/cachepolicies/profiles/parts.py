@@ -1,9 +1,10 @@
-"""The parts of a profile: curves, polynomials, recommended settings, and which model and scheduler they belong to."""
+"""The parts of a profile: curves, polynomials, trials, recommended settings, and whose they are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -11,11 +12,11 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
-from cachepolicies.base.converters import floats
+from cachepolicies.base.converters import as_dict, floats, integers
 from cachepolicies.base.curves import PiecewiseLinear
 from cachepolicies.base.errors import InputError, ProfileError, SettingsError
 from cachepolicies.profiles.checks import check_finite, check_noise_levels, plain_json, plain_settings, read_only
-from cachepolicies.profiles.format import RECALIBRATE, Interpolation
+from cachepolicies.profiles.format import RECALIBRATE, RETRY, Interpolation
 
 if TYPE_CHECKING:
     from cachepolicies.contracts.scheduler import Scheduler
@@ -196,3 +197,79 @@ class SchedulerInfo:
             ProfileError: its settings are no plain JSON values.
         """
         return cls(name=scheduler.name, family=scheduler.family, config=scheduler.config)
+
+
+def _errors(values: Any) -> NDArray[np.float64]:
+    try:
+        return read_only(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ProfileError(f"errors of trials are not a rectangular array of numbers ({error}); {RETRY}") from error
+
+
+def _optional_errors(values: Any) -> NDArray[np.float64] | None:
+    return None if values is None else _errors(values)
+
+
+def _same_or_none(one: Any, other: Any) -> bool:
+    return (one is None) == (other is None) and np.array_equal(one, other)
+
+
+@frozen
+class Trials:
+    """What planned runs were off by, on samples that their plans were not made from.
+
+    A calibration sample is tried with the plan that the other calibration samples give, any other with the plan that
+    all of them give.
+
+    Attributes:
+        substitute: spec of the substitute.
+        objective: name of the plans' objective.
+        weights: kind of the plans' weights.
+        budgets: B numbers of evaluations, increasing.
+        seeds: one per sample, or empty.
+        rms: ``(B, S)`` float64, RMS of the finished latent's difference from that of the uncached run, per element.
+        picture_rms: the same of the decoded pictures, whose values lie in [0, 1], so that the PSNR is
+            ``-20 log10(picture_rms)`` dB; None where nothing decoded them.
+        versions: distribution name to version.
+
+    Raises:
+        ProfileError: the budgets do not increase, or errors have the wrong shape, are negative or not finite.
+    """
+
+    substitute: str
+    objective: str
+    weights: str
+    budgets: tuple[int, ...] = field(converter=integers)
+    seeds: tuple[int, ...] = field(converter=integers)
+    rms: NDArray[np.float64] = field(converter=_errors, eq=_same_array, hash=False, repr=False)
+    picture_rms: NDArray[np.float64] | None = field(
+        default=None,
+        converter=_optional_errors,
+        eq=attrs.cmp_using(eq=_same_or_none, class_name="SameOrNone"),
+        hash=False,
+        repr=False,
+    )
+    versions: Mapping[str, str] = field(factory=dict, converter=as_dict, hash=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.budgets or self.budgets[0] < 1 or any(b <= a for a, b in pairwise(self.budgets)):
+            raise ProfileError(f"trials field 'budgets' is {self.budgets}, expected increasing integers >= 1; {RETRY}")
+        for what in ("rms", "picture_rms"):
+            errors = getattr(self, what)
+            if errors is None:
+                continue
+            if errors.ndim != 2 or errors.shape != (len(self.budgets), self.rms.shape[1]) or not errors.shape[1]:
+                raise ProfileError(
+                    f"trials field {what!r} has shape {errors.shape}, expected ({len(self.budgets)}, samples) for as "
+                    f"many budgets; {RETRY}"
+                )
+            check_finite(f"trials field {what!r}", errors)
+            if errors.min() < 0:
+                raise ProfileError(f"trials field {what!r} has the value {errors.min()}, but it is a size; {RETRY}")
+        if self.seeds and len(self.seeds) != self.rms.shape[1]:
+            raise ProfileError(f"trials have {len(self.seeds)} seeds for {self.rms.shape[1]} samples; {RETRY}")
+
+    @property
+    def samples(self) -> int:
+        """S, the number of samples that were tried."""
+        return int(self.rms.shape[1])

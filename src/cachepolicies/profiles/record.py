@@ -21,13 +21,15 @@ from cachepolicies.profiles.checks import (
     plain_settings,
     read_only,
 )
-from cachepolicies.profiles.format import DEFAULT_UNITS, PROFILE, RECALIBRATE, Array, Origin
-from cachepolicies.profiles.parts import Curve, ModelInfo, Polynomial, Recommendation, SchedulerInfo
+from cachepolicies.profiles.format import DEFAULT_UNITS, PROFILE, RECALIBRATE, RETRY, Array, Origin
+from cachepolicies.profiles.parts import Curve, ModelInfo, Polynomial, Recommendation, SchedulerInfo, Trials
 
 _PREDICTION_TYPES = ("velocity", "noise", "x0", "v")
 _TRAJECTORIES = ("model", "noised")
-_SQUARE_TABLES = ("displacement", "change")
 _RATIO = "magnitude_ratio"
+
+SQUARE_TABLES = ("displacement", "change")
+"""The tables of distances between every two steps, one for every sample."""
 
 CHANGE_TABLES = ("signal_change", "output_change")
 """What the names of the tables of changes from step to step begin with."""
@@ -93,6 +95,7 @@ class ProfileRecord(ABC):
     recommended: tuple[Recommendation, ...] = field(default=(), converter=as_tuple)
     source: Mapping[str, Any] = field(factory=dict, converter=_source, hash=False)
     irregularities: tuple[str, ...] = field(default=(), converter=as_tuple)
+    trials: tuple[Trials, ...] = field(default=(), converter=as_tuple)
     version: int = PROFILE.version
 
     @origin.default
@@ -133,6 +136,11 @@ class ProfileRecord(ABC):
                 )
         self._check_curves()
         self._check_tables()
+        for tried in self.trials:
+            if tried.budgets[-1] > self.num_steps:
+                raise ProfileError(
+                    f"trials field 'budgets' has {tried.budgets[-1]} evaluations of {self.num_steps} steps; {RETRY}"
+                )
 
     @abstractmethod
     def _check_own(self) -> None:
@@ -168,7 +176,7 @@ class ProfileRecord(ABC):
             kind, expected, meaning = name.partition(".")[0], table.shape, ""
             if kind in CHANGE_TABLES and not self._measures_changes():
                 raise ProfileError(f"table {name!r} is in a published profile; only a calibration measures it")
-            if name in _SQUARE_TABLES:
+            if name in SQUARE_TABLES:
                 expected, meaning = (steps, steps, self.samples), "(steps, steps, samples)"
             elif kind == _RATIO:
                 expected, meaning = (self._ratio_rows(table), self.samples), "(steps, samples)"

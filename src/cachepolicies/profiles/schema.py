@@ -13,4 +13,5 @@ from cachepolicies.profiles.parts import ModelInfo as ModelInfo
 from cachepolicies.profiles.parts import Polynomial as Polynomial
 from cachepolicies.profiles.parts import Recommendation as Recommendation
 from cachepolicies.profiles.parts import SchedulerInfo as SchedulerInfo
+from cachepolicies.profiles.parts import Trials as Trials
 from cachepolicies.profiles.published import PublishedProfile as PublishedProfile

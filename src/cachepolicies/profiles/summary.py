@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from cachepolicies.profiles.measured import Profile
-from cachepolicies.profiles.parts import Curve
+from cachepolicies.profiles.parts import Curve, Trials
 
 _UNKNOWN = "not stated"
 """What is shown of a value that a published profile's source does not say."""
 
 _ROWS = 9
+
+_SMALLEST = 1e-10
+"""RMS below which a PSNR does not rise any more: 200 dB."""
 
 
 def summarise(profile: Profile) -> Group:
@@ -29,7 +33,25 @@ def summarise(profile: Profile) -> Group:
         parts.append(_ratios_table(profile))
     if profile.recommended:
         parts.append(_recommended_table(profile))
+    parts += [summarise_trials(tried) for tried in profile.trials]
     return Group(*parts, *(_curve_table(name, curve) for name, curve in sorted(profile.curves.items())))
+
+
+def summarise_trials(trials: Trials) -> Table:
+    """Return what planned runs were off by, as a rich renderable."""
+    title = f"trials of {trials.substitute}, {trials.objective}, {trials.weights} weights: {trials.samples} samples"
+    table = Table(title=title, title_justify="left")
+    table.add_column("evaluations", justify="right")
+    pictures = ("PSNR, mean", "worst PSNR") if trials.picture_rms is not None else ()
+    for name in ("RMS of the latent, mean", "worst RMS", *pictures):
+        table.add_column(name, justify="right")
+    for row, budget in enumerate(trials.budgets):
+        cells = [str(budget), f"{trials.rms[row].mean():.3g}", f"{trials.rms[row].max():.3g}"]
+        if trials.picture_rms is not None:
+            decibels = -20.0 * np.log10(np.maximum(trials.picture_rms[row], _SMALLEST))
+            cells += [f"{decibels.mean():.1f}", f"{decibels.min():.1f}"]
+        table.add_row(*cells)
+    return table
 
 
 def _provenance_table(profile: Profile) -> Table:
