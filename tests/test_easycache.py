@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachepolicies import CachedDenoiser, Context, Refresh, Setup, sample
-from cachepolicies.base.errors import InputError, SettingsError
+from cachepolicies.base.errors import InputError, NeedsError, SettingsError
 from cachepolicies.base.layout import Layout
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies import EasyCache
+from cachepolicies.reference.workloads import video_dit
 from cachepolicies.registry.load import load_plugins
 from cachepolicies.substitutes import Residual
 
@@ -165,3 +166,10 @@ def test_a_run_with_both():
     )
     sample(cached, "flow-euler", torch.randn(2, 5), num_steps=30)
     assert cached.nfe < 30
+
+
+def test_a_site_that_remembers_residuals_refuses_it():
+    model = video_dit().denoiser
+    with pytest.raises(NeedsError, match="adds what enters to a difference from it, and site 'blocks' remembers"):
+        CachedDenoiser(model, "uniform:every=2", substitute="residual", site="blocks")
+    CachedDenoiser(model, "uniform:every=2", substitute="hold", site="blocks")

@@ -196,6 +196,11 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
             f"substitute {substitute.name!r} corrects evaluations, and at site {site.name!r} the forward goes on with "
             "what was evaluated; use site='output', or a substitute that does not correct (correct=0)"
         )
+    if substitute.adds_input and site is not None and site.remembers_residuals:
+        raise NeedsError(
+            f"substitute {substitute.name!r} adds what enters to a difference from it, and site {site.name!r} "
+            "remembers such differences already; use substitute='hold' there, which is the same, or site='output'"
+        )
     wanted = sorted(needs.curves | needs.tables)
     if wanted and setup.profile is None:
         raise profile_is_missing(policy.name, wanted)

@@ -74,6 +74,14 @@ class ResolvedSite(Contract, declares=True):
         return False
 
     @property
+    def remembers_residuals(self) -> bool:
+        """Whether what is remembered is what leaves its place minus what entered; not by default.
+
+        A substitute that itself adds what enters is refused there.
+        """
+        return False
+
+    @property
     def signals(self) -> frozenset[str]:
         """Names of the signals that this site can supply; none by default."""
         return frozenset()

@@ -130,6 +130,11 @@ class Substitute(Contract, declares=True):
         return False
 
     @property
+    def adds_input(self) -> bool:
+        """Whether it adds what enters the place now; refused where the site remembers residuals. Not by default."""
+        return False
+
+    @property
     def corrects(self) -> bool:
         """Whether it has a `correction` for evaluations; needs a declared run and the site ``output``. Not by default.
 

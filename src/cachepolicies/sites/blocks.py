@@ -110,6 +110,11 @@ class BlocksSite(InsideSite):
         return members + [submodule(self.network, path, "adapter") for path in paths if path is not None]
 
     @property
+    def remembers_residuals(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
     def signals(self) -> frozenset[str]:
         """Those that the adapter has, and those that are registered for any network."""
         return frozenset({*self.adapter.signals, *self._registered})

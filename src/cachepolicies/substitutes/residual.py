@@ -34,6 +34,11 @@ class Residual(Substitute):
         """Yes."""
         return True
 
+    @property
+    def adds_input(self) -> bool:
+        """Yes."""
+        return True
+
     def predict(self, context: Context, history: Sequence[Refresh]) -> Tensor:
         """Return the stand-in ``(B, ...)``.
 
