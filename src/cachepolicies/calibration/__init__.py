@@ -6,6 +6,8 @@ from cachepolicies.calibration.count import EvaluationCount as EvaluationCount
 from cachepolicies.calibration.count import evaluations_needed as evaluations_needed
 from cachepolicies.calibration.driver import calibrate as calibrate
 from cachepolicies.calibration.partial import clear_checkpoint as clear_checkpoint
+from cachepolicies.calibration.refine import Refinement as Refinement
+from cachepolicies.calibration.refine import refine as refine
 from cachepolicies.calibration.samples import CalibrationSamples as CalibrationSamples
 from cachepolicies.calibration.trials import try_plans as try_plans
 from cachepolicies.calibration.weights import weight_steps as weight_steps
@@ -16,10 +18,12 @@ __all__ = [
     "CalibrationSamples",
     "EvaluationCount",
     "ImpulseResponse",
+    "Refinement",
     "calibrate",
     "clear_checkpoint",
     "evaluations_needed",
     "impulse_response",
+    "refine",
     "try_plans",
     "weight_steps",
 ]

@@ -17,6 +17,7 @@ from cachepolicies.base.provenance import versions_of
 from cachepolicies.base.settings import shown
 from cachepolicies.base.units import row_rms
 from cachepolicies.calibration.samples import CalibrationSamples
+from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.planning.planner import plan
 from cachepolicies.planning.weights import WeightKind
 from cachepolicies.policies.schedule import Schedule
@@ -90,11 +91,11 @@ def try_plans(
     everyone = {budget: plan_of(profile, budget) for budget in tried}
     rms, pictures = [], []
     total = len(samples) * (steps + sum(tried))
-    with _progress_bar(profile.name, total, show=progress, console=console) as advance, torch.no_grad():
+    with evaluations_bar(f"trying plans of {profile.name}", total, progress, console) as advance, torch.no_grad():
         for row in range(len(samples)):
             one = samples.rows(row, row + 1)
             known = _without(profile, one)
-            run = partial(_sampled, found, one, steps)
+            run = partial(sampled, found, one, steps)
             uncached = run(model)
             advance(steps)
             errors, apart = [], []
@@ -150,16 +151,17 @@ def _without(profile: Profile, one: CalibrationSamples) -> Profile:
     return of_samples(profile, [i for i in range(profile.samples) if i != own])
 
 
-def _sampled(scheduler: Any, one: CalibrationSamples, steps: int, denoiser: Callable[..., Any]) -> Tensor:
-    generator = [torch.Generator().manual_seed(seed) for seed in one.seeds] or None
+def sampled(scheduler: Scheduler, samples: CalibrationSamples, steps: int, denoiser: Callable[..., Any]) -> Tensor:
+    """Sample with a denoiser; a stochastic scheduler draws each sample's noise from its seed."""
+    generator = [torch.Generator().manual_seed(seed) for seed in samples.seeds] or None
     return sample(
         denoiser,
         scheduler,
-        one.noise,
-        *one.args,
+        samples.noise,
+        *samples.args,
         num_steps=steps,
         generator=generator if scheduler.stochastic else None,
-        **one.kwargs,
+        **samples.kwargs,
     )
 
 
@@ -173,7 +175,8 @@ def _rms(value: Tensor, reference: Tensor, row: int, what: str) -> float:
 
 
 @contextlib.contextmanager
-def _progress_bar(name: str, total: int, *, show: bool, console: Console | None) -> Iterator[Callable[[int], object]]:
+def evaluations_bar(what: str, total: int, show: bool, console: Console | None) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar of evaluations, said to be for ``what``; yields what advances it."""
     if not show:
         yield lambda evaluations: None
         return
@@ -182,6 +185,6 @@ def _progress_bar(name: str, total: int, *, show: bool, console: Console | None)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console or Console(stderr=True)) as bar:
-        bar.console.print(f"trying plans of {name}: {total} denoiser evaluations", markup=False, highlight=False)
+        bar.console.print(f"{what}: {total} denoiser evaluations", markup=False, highlight=False)
         task = bar.add_task("evaluations", total=total)
         yield lambda evaluations: bar.advance(task, evaluations)

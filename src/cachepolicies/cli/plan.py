@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cachepolicies.base.errors import SettingsError
+
+if TYPE_CHECKING:
+    from cachepolicies.planning.plan_record import Plan
 
 
 def plan(
@@ -43,6 +46,22 @@ def plan(
     scheduler: Annotated[
         str | None, typer.Option(metavar="SPEC", help="Of the run, where it is not the profile's own.")
     ] = None,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            help="Then move refreshes one at a time, by the true error of sampled runs, with at most so many "
+            "evaluations of the denoiser; needs --workload."
+        ),
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="The workload that the profile was calibrated with, for --refine."
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="Samples that --refine looks at, from the calibration's first seed on.")
+    ] = 8,
     shape: Annotated[str, typer.Option(help="Of the tolerance over t: piecewise or monotone.")] = "piecewise",
     out: Annotated[Path | None, typer.Option(help="Write the plan into this .json file.")] = None,
     plot: Annotated[
@@ -59,24 +78,56 @@ def plan(
 
     if out is not None and out.suffix != ".json":
         raise SettingsError(f"--out {out}: a plan is a .json file; save it as {out.name + '.json'!r}")
+    if (refine is None) != (workload is None):
+        raise SettingsError("--refine and --workload belong together; give both or none")
     words: dict[str, Any] = {"errors": errors, "weights": weights, "shape": shape}  # checked where they are used
-    made = make(
-        profile,
-        budget,
-        target=_target(target),
-        objective=objective,
-        substitute=substitute,
-        scheduler=scheduler,
-        max_reuse=max_reuse,
-        always=tuple(always or ()),
-        num_steps=num_steps,
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "substitute": substitute,
+        "scheduler": scheduler,
+        "max_reuse": max_reuse,
+        "num_steps": num_steps,
         **words,
-    )
+    }
+    made = make(profile, budget, target=_target(target), always=tuple(always or ()), **settings)
+    if refine is not None and workload is not None:
+        made = _refined(made, profile, workload, refine, samples, settings)
     wide_console().print(summarise_plan(made, curve=curve))
     if out is not None:
         typer.echo(save_plan(made, out))
     if plot is not None:
         typer.echo(plot_plan(made, plot))
+
+
+def _refined(made: Plan, profile: str, workload: str, evaluations: int, samples: int, settings: dict[str, Any]) -> Plan:
+    """Return the plan of the steps that moving refreshes found."""
+    import attrs
+    from rich.console import Console
+
+    from cachepolicies.calibration import CalibrationSamples
+    from cachepolicies.calibration import refine as move
+    from cachepolicies.cli._options import seeds_from, workload_of
+    from cachepolicies.planning.planner import plan as make
+    from cachepolicies.profiles.load import load_profile
+
+    loaded, given = load_profile(profile), workload_of(workload, None)
+    seeds = seeds_from(loaded.seeds[0] if loaded.seeds else 0, samples, "--samples")
+    drawn = given.draw(seeds)
+    found = move(
+        made,
+        loaded,
+        given.denoiser,
+        given.scheduler,
+        CalibrationSamples(noise=drawn.noise, args=drawn.args, kwargs=drawn.kwargs, seeds=seeds),
+        evaluations,
+        console=Console(stderr=True),
+    )
+    again = make(loaded, len(found.refreshes), always=found.refreshes, **settings)
+    note = (
+        f"refined on {samples} samples with {found.evaluations} evaluations and {found.tried} moves: the latent is "
+        f"{found.before:.1f} dB from the uncached one before, {found.after:.1f} dB after, on these samples"
+    )
+    return attrs.evolve(again, notes="; ".join(text for text in (again.notes, note) if text))
 
 
 def _target(text: str | None) -> float | str | None:
