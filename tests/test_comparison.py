@@ -124,7 +124,8 @@ def test_samples_near_a_bifurcation_are_unstable_and_the_others_are_not():
         progress=False,
     )
     one = by_label(found)["every other"]
-    assert found.unstable(one) == tuple(moved <= own for moved, own in zip(found.moved, one.psnr, strict=True))
+    pairs = zip(found.moved, one.psnr, strict=True)
+    assert found.unstable(one) == tuple(moved <= own and math.isfinite(own) for moved, own in pairs)
     even, odd = found.moved[::2], found.moved[1::2]
     assert min(even) > 50 > min(odd)
     assert sum(found.unstable(one)) > 0
@@ -134,6 +135,12 @@ def test_samples_near_a_bifurcation_are_unstable_and_the_others_are_not():
     stable = [own for own, moves in zip(one.psnr, found.unstable(one), strict=True) if not moves]
     assert row["psnr_worst_stable"] == min(stable)
     assert found.to_dict()["rows"][1]["per_sample"]["unstable"] == list(found.unstable(one))
+
+
+def test_a_sample_that_is_not_moved_is_not_unstable():
+    found = compare(tiny(), [Candidate("none", "never")], range(3), baselines=False, audited=0, progress=False)
+    assert all(math.isfinite(moved) for moved in found.moved)
+    assert found.unstable(by_label(found)["none"]) == (False,) * 3
 
 
 def test_what_moves_a_sample_does_not_depend_on_its_batch():

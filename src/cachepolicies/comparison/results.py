@@ -165,12 +165,15 @@ class Comparison:
         return result.work / self.uncached.work
 
     def unstable(self, result: Result) -> tuple[bool, ...]:
-        """Return for each sample whether a small change of its first output moves it as far; empty if not looked at."""
+        """Return for each sample whether a small change of its first output moves it as far; empty if not looked at.
+
+        A sample that the cache does not move at all is not.
+        """
         if result.kind == "uncached":
             return (False,) * len(self.moved)
         if not self.moved:
             return ()
-        return tuple(moved <= own for moved, own in zip(self.moved, result.psnr, strict=True))
+        return tuple(moved <= own < math.inf for moved, own in zip(self.moved, result.psnr, strict=True))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat mapping a result: what the table, the CSV and the JSON hold.
