@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from cachepolicies import CachedDenoiser, sample
 from cachepolicies.base.errors import InputError, NeedsError, SettingsError
 from cachepolicies.calibration import CalibrationSamples, calibrate, try_plans
+from cachepolicies.cli import app
 from cachepolicies.planning import plan, read_plan, save_plan
 from cachepolicies.planning.expectation import CONFIDENCE, CONTENT, tolerance_factor
 from cachepolicies.policies import Schedule
+from cachepolicies.profiles import read_profile
 from cachepolicies.profiles.subset import of_samples
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from denoisers import SHAPE, mixture
@@ -195,3 +198,73 @@ def test_a_subset_of_samples_is_what_they_alone_give(count, data):
 def test_samples_that_are_not_there(chosen):
     with pytest.raises(SettingsError, match="give different indices from 0 to 2, at least one"):
         of_samples(profile_of(outputs(samples=3)), chosen)
+
+
+WORKLOAD = """
+import torch
+from cachepolicies.comparison import Inputs, Workload
+
+
+def inputs(seeds):
+    rows = [torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return Inputs(noise=torch.stack(rows))
+
+
+def build():
+    return Workload("w", denoise, "flow-euler", 12, (1, 4, 4), inputs, lambda x: x[:, 0].sigmoid())
+
+
+def denoise(x, t):
+    return torch.sin(3 * x) + x * (t[:, None, None, None] / 1000) ** 2
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    (tmp_path / "workload_to_try.py").write_text(WORKLOAD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(*arguments, code=0):
+        found = CliRunner().invoke(app, [*map(str, arguments)])
+        assert found.exit_code == code, found.output
+        return found.stdout if code == 0 else found.stderr
+
+    return run
+
+
+TARGET = "workload_to_try:build"
+
+
+def test_a_calibration_ends_with_trials_that_a_target_needs(command):
+    command("calibrate", TARGET, "--samples", 3, "--out", "p.json")
+    (trials,) = read_profile("p.json").trials
+    assert trials.seeds == (*range(1000, 1003), *range(1003, 1011))
+    assert trials.substitute == "linear:time=path,correct=0.8"
+    assert "dB, nine in ten above" in command(
+        "plan", "p.json", "--target", "20dB", "--substitute", trials.substitute, "--out", "plan.json"
+    )
+    assert read_plan("plan.json").target_unit == "dB"
+
+
+def test_trials_are_added_to_a_profile_that_has_none(command):
+    command("calibrate", TARGET, "--samples", 3, "--trials", "none", "--out", "p.json")
+    before = read_profile("p.json")
+    assert before.trials == ()
+    refused = command("plan", "p.json", "--target", "20dB", "--substitute", LINE, code=2)
+    assert "cachepolicies trials" in refused
+    shown = command(
+        "trials", TARGET, "--profile", "p.json", "--substitute", LINE, "--samples", 2, "--budget", 4, "--budget", 8
+    )
+    assert f"trials of {LINE}" in shown
+    after = read_profile("p.json")
+    assert [(t.substitute, t.budgets, t.samples) for t in after.trials] == [(LINE, (4, 8), 5)]
+    assert attrs.evolve(after, trials=()) == before
+    command("plan", "p.json", "--target", "20dB", "--substitute", LINE)
+    assert "give a number of samples >= 0" in command("trials", TARGET, "--profile", "p.json", "--samples", -1, code=2)
+
+
+def test_a_calibration_of_one_sample_is_tried_on_others(command):
+    command("calibrate", TARGET, "--samples", 1, "--out", "p.json")
+    (trials,) = read_profile("p.json").trials
+    assert trials.seeds == tuple(range(1001, 1009))
