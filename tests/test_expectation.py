@@ -14,7 +14,7 @@ from cachepolicies import CachedDenoiser, sample
 from cachepolicies.base.errors import InputError, NeedsError, SettingsError
 from cachepolicies.calibration import CalibrationSamples, calibrate, try_plans
 from cachepolicies.cli import app
-from cachepolicies.planning import plan, read_plan, save_plan
+from cachepolicies.planning import best_plan, plan, read_plan, save_plan
 from cachepolicies.planning.expectation import CONFIDENCE, CONTENT, tolerance_factor
 from cachepolicies.policies import Schedule
 from cachepolicies.profiles import read_profile
@@ -198,6 +198,39 @@ def test_a_subset_of_samples_is_what_they_alone_give(count, data):
 def test_samples_that_are_not_there(chosen):
     with pytest.raises(SettingsError, match="give different indices from 0 to 2, at least one"):
         of_samples(profile_of(outputs(samples=3)), chosen)
+
+
+def test_the_best_plan_is_the_one_that_trials_expect_most_of(tried):
+    denoiser, profile = tried
+    both = try_plans(profile, denoiser, FlowEuler(), samples_of(range(8)), substitute="hold", progress=False)
+    held, line = both.trials[1], both.trials[0]
+    assert (held.substitute, line.substitute) == ("hold", LINE)
+    # as if holding were better where few steps are evaluated, and nowhere else
+    few = len(held.budgets) // 2
+    rms = held.rms.copy()
+    rms[:few], rms[few:] = line.rms[:few] / 10, line.rms[few:] * 10
+    mixed = attrs.evolve(both, trials=(line, attrs.evolve(held, rms=rms, picture_rms=None)))
+    blind = attrs.evolve(mixed, trials=(attrs.evolve(line, picture_rms=None), mixed.trials[1]))
+    for budget in held.budgets:
+        made = best_plan(blind, budget)
+        assert made.substitute == ("hold" if budget < held.budgets[few] else LINE)
+        assert made == plan(blind, budget, substitute=made.substitute)
+    for target in ("0.1rms", "0.02rms"):
+        made = best_plan(blind, target=target)
+        alone = [plan(blind, target=target, substitute=t.substitute) for t in blind.trials]
+        assert made.evaluations == min(one.evaluations for one in alone)
+        assert made in alone
+
+
+def test_what_the_best_plan_refuses(tried):
+    _, profile = tried
+    for budget, target in ((None, None), (5, "40dB")):
+        with pytest.raises(SettingsError, match="give either budget or target"):
+            best_plan(profile, budget, target=target)
+    with pytest.raises(SettingsError, match=r"target is 0\.1; plans of several substitutes are compared by '45dB'"):
+        best_plan(profile, target=0.1)  # type: ignore[arg-type]
+    with pytest.raises(NeedsError, match="has no trials to choose a substitute by"):
+        best_plan(attrs.evolve(profile, trials=()), 5)
 
 
 WORKLOAD = """

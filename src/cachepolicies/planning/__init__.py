@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cachepolicies.planning.best import best_plan as best_plan
 from cachepolicies.planning.error_table import table_from_dense as table_from_dense
 from cachepolicies.planning.errors import measured_errors as measured_errors
 from cachepolicies.planning.errors import predicted_errors as predicted_errors
@@ -48,6 +49,7 @@ __all__ = [
     "Sum",
     "ToleranceCurve",
     "WeightKind",
+    "best_plan",
     "fit",
     "measured_errors",
     "plan",
