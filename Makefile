@@ -3,10 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
+INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage stateful changelog docs bench bench-peers bench-plans study train clean
+.PHONY: help demo test lint coverage stateful changelog docs bench bench-peers bench-peers-short bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -17,8 +18,9 @@ help:
 	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
-	@echo "make bench-peers  diffusers' caches and ours at equal work; goes on where it stopped"
-	@echo "make bench-plans  plans on 64 samples that they were not made from, every reference model; goes on where it stopped"
+	@echo "make bench-peers  other caches and ours at equal work; goes on where it stopped"
+	@echo "make bench-peers-short  the same on four samples of two models, in minutes"
+	@echo "make bench-plans  plans on samples that they were not made from, every reference model; goes on where it stopped"
 	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
 	@echo "make train  train the reference models again and their twins (hours; replaces the committed weights)"
 	@echo "make clean  remove what the other targets wrote; keeps $(VENV) and training/runs"
@@ -30,6 +32,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/pip install -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(BIN)/pip install -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -64,11 +70,16 @@ bench: $(INSTALLED)
 
 bench-plans: $(INSTALLED)
 	$(BIN)/python bench/plans.py
+	$(BIN)/python bench/targets.py
+	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/plans_report.py
 
-bench-peers: $(INSTALLED)
-	$(BIN)/python bench/peers.py
-	$(BIN)/python bench/peers_report.py
+bench-peers: $(INSTALLED_BENCH)
+	$(BIN)/python bench/peers/run.py
+	$(BIN)/python bench/peers/page.py
+
+bench-peers-short: $(INSTALLED_BENCH)
+	$(BIN)/python bench/peers/run.py --short
 
 study: $(INSTALLED)
 	$(BIN)/python bench/study

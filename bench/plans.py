@@ -1,9 +1,10 @@
 """What plans give on samples they were not made from: ``make bench-plans``, or ``python bench/plans.py MODEL ...``.
 
 A plan is made from the eight calibration samples of a model's profile and sampled on 64 others. *before* is the plan of
-version 0.1: the sum of the weighted errors, mean weights, the line along the path. *now* is the default of today with
-the same line, corrected. Every row of ``bench/results/plans.csv`` is one model, plan and number of evaluations; a model
-that is there already is left out, so that the study goes on where it stopped.
+version 0.1: the sum of the weighted errors, mean weights, the line along the path. *now* is `best_plan`: the default of
+today, with the same line corrected by 0.8, by 0.5 or not at all, as the trials in the profile say. Every row of
+``bench/results/plans.csv`` is one model, plan and number of evaluations; a model that is there already is left out, so
+that the study goes on where it stopped.
 
 A sample counts as *unstable* in a row if the uncached sample moves at least as far as the cached one is off when its
 first output is changed at random by an RMS of 1e-3.
@@ -11,25 +12,25 @@ first output is changed at random by an RMS of 1e-3.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import platform
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from attrs import asdict, fields, frozen
+from attrs import asdict, frozen
 from torch import Tensor
 
 import cachepolicies
+import resumed
 from cachepolicies import CachedDenoiser, load_profile, sample
 from cachepolicies.comparison import Workload
 from cachepolicies.comparison.metrics import psnr
-from cachepolicies.planning import plan
+from cachepolicies.planning import Plan, best_plan, plan
 from cachepolicies.policies import Schedule
+from cachepolicies.profiles import Profile
 from cachepolicies.reference import workloads
 
 RESULTS = Path(__file__).parent / "results" / "plans.csv"
@@ -38,9 +39,10 @@ SEEDS = range(2000, 2064)
 """Apart from the calibration's, 1000 to 1007, and from those by which the defaults were chosen, below 400."""
 
 BATCH = 16
-PLANS = {
-    "before": {"objective": "sum", "weights": "measured", "substitute": "linear:time=path"},
-    "now": {"objective": "signed", "weights": "geometric", "substitute": "linear:time=path,correct=0.8"},
+BEFORE: dict[str, Any] = {"objective": "sum", "weights": "measured", "substitute": "linear:time=path"}
+PLANS: dict[str, Callable[[Profile, int], Plan]] = {
+    "before": lambda profile, budget: plan(profile, budget, **BEFORE),
+    "now": best_plan,
 }
 MODELS = ("video_dit", "image_dit", "photo_unet", "sound_transformer")
 CHOSEN_ON, REPORTED_ON = MODELS, tuple(f"{model}_twin" for model in MODELS)
@@ -53,6 +55,7 @@ class Row:
 
     model: str
     plan: str
+    substitute: str
     evaluations: int
     samples: int
     mean: float
@@ -70,26 +73,27 @@ def measure(model: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
     """Sample a model uncached, changed at the first output, and with every plan."""
     workload: Workload = getattr(workloads, model)()
     profile = load_profile(Path(__file__).parents[1] / "profiles" / f"{workload.name}.json")
-    bare = _pictures(workload, seeds, partial(_itself, workload.denoiser))
-    moved = psnr(_pictures(workload, seeds, partial(_changed, workload)), bare)
+    bare = pictures(workload, seeds, partial(itself, workload.denoiser))
+    moved = psnr(pictures(workload, seeds, partial(_changed, workload)), bare)
     rows = []
     for budget in BUDGETS:
-        for name, settings in PLANS.items():
-            made = plan(profile, budget, **settings)  # type: ignore[arg-type]
+        for name, planned in PLANS.items():
+            made = planned(profile, budget)
             cached = CachedDenoiser(
                 workload.denoiser,
                 Schedule(plan=made),
                 profile=profile,
-                substitute=settings["substitute"],
+                substitute=made.substitute,
                 scheduler=workload.scheduler,
             )
-            quality = psnr(_pictures(workload, seeds, partial(_itself, cached)), bare)
+            quality = psnr(pictures(workload, seeds, partial(itself, cached)), bare)
             unstable = moved <= quality
             stable = quality[~unstable]
             rows.append(
                 Row(
                     workload.name,
                     name,
+                    made.substitute,
                     made.evaluations,
                     len(seeds),
                     round(quality.mean().item(), 3),
@@ -107,7 +111,8 @@ def measure(model: str, seeds: Sequence[int] = SEEDS) -> list[Row]:
     return rows
 
 
-def _pictures(workload: Workload, seeds: Sequence[int], denoiser: Callable[[], Callable[..., object]]) -> Tensor:
+def pictures(workload: Workload, seeds: Sequence[int], denoiser: Callable[[], Callable[..., object]]) -> Tensor:
+    """Return the pictures of runs with a denoiser that is made anew for every batch."""
     parts = []
     for start in range(0, len(seeds), BATCH):
         inputs = workload.draw(seeds[start : start + BATCH])
@@ -118,7 +123,8 @@ def _pictures(workload: Workload, seeds: Sequence[int], denoiser: Callable[[], C
     return torch.cat(parts)
 
 
-def _itself(denoiser: Callable[..., object]) -> Callable[..., object]:
+def itself(denoiser: Callable[..., object]) -> Callable[..., object]:
+    """Return a denoiser that is the same in every batch."""
     return denoiser
 
 
@@ -137,31 +143,5 @@ def _changed(workload: Workload) -> Callable[..., object]:
     return denoise
 
 
-def main() -> None:
-    """Measure the models that have no rows yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=[*REPORTED_ON, *CHOSEN_ON])
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    names = [field.name for field in fields(Row)]
-    done: set[str] = set()
-    if arguments.out.exists():
-        with arguments.out.open(newline="") as file:
-            done = {row["model"] for row in csv.DictReader(file)}
-    else:
-        with arguments.out.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(names)
-    for model in arguments.models:
-        if model.replace("_", "-") in done:
-            continue
-        started = time.monotonic()
-        with torch.no_grad():
-            rows = measure(model)
-        with arguments.out.open("a", newline="") as file:
-            csv.DictWriter(file, names, lineterminator="\n").writerows(asdict(row) for row in rows)
-        print(f"{model}: {time.monotonic() - started:.0f} s", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    resumed.run(__doc__, Row, [*REPORTED_ON, *CHOSEN_ON], RESULTS, measure)
