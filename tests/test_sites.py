@@ -32,6 +32,7 @@ from cachepolicies.reference.guided import GuidedDenoiser
 from cachepolicies.registry.load import BUILTIN, load_plugins
 from cachepolicies.sites._gate import gates
 from cachepolicies.sites._rows import by_sample, copies_of, merge_rows, pack, replace_tensors, tensors_in, unpack
+from cachepolicies.substitutes.resolve import as_substitute
 from scripted import Scripted
 from stack_by_hand import ByHand, blocks_of, calls_of
 from subjects import subject
@@ -776,7 +777,14 @@ def test_branches_at_the_blocks_do_not_see_each_other(policy):
 
 @pytest.mark.parametrize("substitute", load_plugins().substitutes.names())
 def test_every_substitute_serves_at_the_blocks(substitute):
-    """With the stack's residual as what is predicted: finite, unlike the bare model, exact where nothing is reused."""
+    """With the stack's residual as what is predicted: finite, unlike the bare model, exact where nothing is reused.
+
+    One that itself adds what enters is refused.
+    """
+    if as_substitute(substitute).adds_input:
+        with pytest.raises(NeedsError, match="remembers such differences already"):
+            at_blocks("uniform", {"every": 2}, substitute=substitute)
+        return
     bare = draw(subject("video-dit").model, 2, 5)
     reusing = at_blocks("uniform", {"every": 2}, substitute=substitute)
     result = draw(reusing, 2, 5)
