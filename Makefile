@@ -19,7 +19,7 @@ help:
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
 	@echo "make bench-peers  other caches and ours at equal work; goes on where it stopped"
-	@echo "make bench-peers-short  the same on four samples of two models, in minutes"
+	@echo "make bench-peers-short  the same on four samples of two models, in minutes, against the committed figures"
 	@echo "make bench-plans  plans on samples that they were not made from, every reference model; goes on where it stopped"
 	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
 	@echo "make train  train the reference models again and their twins (hours; replaces the committed weights)"
@@ -79,7 +79,7 @@ bench-peers: $(INSTALLED_BENCH)
 	$(BIN)/python bench/peers/page.py
 
 bench-peers-short: $(INSTALLED_BENCH)
-	$(BIN)/python bench/peers/run.py --short
+	$(BIN)/python bench/peers/repeat.py
 
 study: $(INSTALLED)
 	$(BIN)/python bench/study
