@@ -19,6 +19,7 @@ from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import EngineSettings
+from cachepolicies.engine.choice import Choice
 from cachepolicies.engine.engine import Engine
 from cachepolicies.policies.limits import Limits, within_limits
 from cachepolicies.profiles.load import load_profile
@@ -36,14 +37,14 @@ class Assembly:
     """The parts that serve a denoiser.
 
     Attributes:
-        engine: the control flow with policy, substitute and profile, all resolved.
+        choice: chooses the engine of every run: the control flow with policy, substitute and profile, all resolved.
         site: where the evaluation is cut, resolved.
         setup: what everything was resolved with.
         settings: the policy as the user wrote it.
         substitute: the substitute as the user wrote it.
     """
 
-    engine: Engine
+    choice: Choice
     site: ResolvedSite
     setup: Setup
     settings: PolicySettings

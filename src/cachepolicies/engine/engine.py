@@ -11,11 +11,13 @@ from torch import Tensor
 from cachepolicies.contracts.policy import CachePolicy
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Context, Substitute
-from cachepolicies.engine.call import WHOLE, Arrival, Call, EngineSettings, Evaluate, Exchange
+from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineSettings, Evaluate, Exchange
+from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.loop import served_place
 from cachepolicies.engine.memory import Key, RowMaxima
 from cachepolicies.engine.run import DecisionGroup, Run
+from cachepolicies.engine.watch import Watch
 from cachepolicies.profiles.schema import Profile
 
 ALL = "(all)"
@@ -39,6 +41,7 @@ class Engine:
         shares: of the uncached work of a call that a reuse of each place skips; the site fills it in as it measures.
         notes: returns what to say in the trace of a run that begins.
         warned: kinds of the warnings that were given; each is given once, whichever request it is about.
+        watch: looks on at one run, ``None`` for nobody; an engine with a watch serves that run only.
         reuses: whether the policy ever does; if not, nothing is remembered and no tensor looked at.
         signals: names of those that policy or substitute declare.
         by_place: whether the policy decides place by place.
@@ -53,6 +56,7 @@ class Engine:
     shares: Mapping[str, float] = field(factory=dict)
     notes: Callable[[RunInfo], Sequence[str]] = _no_notes
     warned: set[str] = field(factory=set, repr=False)
+    watch: Watch | None = field(default=None, repr=False)
     # Asked at every call, and the same at every call.
     reuses: bool = field(init=False, repr=False)
     signals: frozenset[str] = field(init=False, repr=False)
@@ -67,6 +71,11 @@ class Engine:
     def _declared_signals(self) -> frozenset[str]:
         return self.policy.needs.signals | self.substitute.signals
 
+    @property
+    def looks(self) -> bool:
+        """Whether latents are looked at: something may be reused, or somebody looks on."""
+        return self.reuses or self.watch is not None
+
     @by_place.default
     def _grain_of_policy(self) -> bool:
         return self.policy.grain == "place"
@@ -75,26 +84,37 @@ class Engine:
     def _wanted_inputs(self) -> bool:
         return self.policy.needs.input or self.substitute.wants_input
 
+    @property
+    def latest(self) -> Engine:
+        """The engine itself: it is the same for every run."""
+        return self
+
+    def choose(self, call: Call, declaration: Declaration | None) -> Chosen:
+        """Return the engine itself, whatever the run."""
+        return Chosen(self)
+
+    def unexpected(self, engine: Engine) -> Engine:
+        """Return the engine itself: nothing is expected of a run."""
+        return self
+
     def request(self) -> Request:
         """Return a new request, before its first run."""
-        return Request(
-            self.policy, self.substitute, self.profile, self.settings, self.parts_rows, self.notes, self.warned
-        )
+        return Request(self)
 
-    def enter(self, request: Request, call: Call) -> ServedCall:
-        """Begin to serve a call of a request.
 
-        Raises:
-            InputError, RunError, NeedsError: see `Request.enter`. Nothing of the run is remembered then.
-        """
-        maxima = RowMaxima(call.x) if self.reuses else None
-        try:
-            run = request.enter(call, maxima)
-        except BaseException:
-            request.reset()
-            raise
-        index = run.info.index(call.t) if call.index is None else call.index
-        return ServedCall(self, request, run, call, maxima, index, request.next_call())
+def enter(request: Request, call: Call) -> ServedCall:
+    """Begin to serve a call of a request.
+
+    Raises:
+        InputError, RunError, NeedsError: see `Request.enter`. Nothing of the run is remembered then.
+    """
+    try:
+        run, maxima = request.enter(call)
+    except BaseException:
+        request.reset()
+        raise
+    index = run.info.index(call.t) if call.index is None else call.index
+    return ServedCall(request.engine, request, run, call, maxima, index, request.next_call())
 
 
 @define(eq=False)
@@ -106,7 +126,7 @@ class ServedCall:
         request: that the call belongs to.
         run: that the call belongs to.
         call: where the denoiser is called.
-        maxima: of the latent; ``None`` for a policy that never reuses.
+        maxima: of the latent; ``None`` where nothing is remembered and nobody looks on.
         index: step of the run, or ``None`` when it was not declared.
         number: of the call in its run.
     """

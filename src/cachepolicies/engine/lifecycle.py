@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cachepolicies.base.errors import CacheWarning, InputError, NeedsError
 from cachepolicies.base.layout import Layout, equal_parts
@@ -16,7 +17,9 @@ from cachepolicies.engine.call import Call, Declaration, EngineSettings
 from cachepolicies.engine.memory import Memory, RowMaxima
 from cachepolicies.engine.run import Run, check_declared, check_origin
 from cachepolicies.engine.trace import Trace
-from cachepolicies.profiles.schema import Profile
+
+if TYPE_CHECKING:
+    from cachepolicies.engine.choice import Choice
 
 FEW_STEPS = 5
 """Runs shorter than this have too few steps to gain from reuse."""
@@ -31,31 +34,37 @@ class Request:
     A run ends when it is told to, when t jumps back up, or when shape, dtype, device or batch change.
 
     Attributes:
+        engine: serves the run in progress, or served the last one; chosen when a run begins.
         trace: the record of the run in progress, or of the last one.
         run: what is known between the calls of the run in progress; ``None`` before its first call.
         declaration: what was said of the run in progress, if it was declared.
         draw: of the calls to audit.
     """
 
-    def __init__(
-        self,
-        policy: CachePolicy,
-        substitute: Substitute,
-        profile: Profile | None,
-        settings: EngineSettings,
-        parts_rows: bool,
-        notes: Callable[[RunInfo], Sequence[str]],
-        warned: set[str],
-    ) -> None:
-        self.policy, self.substitute, self.profile = policy, substitute, profile
-        self.settings, self.parts_rows, self._notes = settings, parts_rows, notes
+    def __init__(self, choice: Choice) -> None:
+        self.engine = choice.latest
         self.run: Run | None = None
         self.declaration: Declaration | None = None
-        self.draw = random.Random(settings.audit_seed)
+        self.draw = random.Random(self.settings.audit_seed)
         self.trace = self._new_trace()
         self.calls = 0
-        self._warned = warned
+        self._choice = choice
         self._rises = 0
+
+    @property
+    def policy(self) -> CachePolicy:
+        """The policy of the run in progress, or of the last one."""
+        return self.engine.policy
+
+    @property
+    def substitute(self) -> Substitute:
+        """The substitute of the run in progress, or of the last one."""
+        return self.engine.substitute
+
+    @property
+    def settings(self) -> EngineSettings:
+        """How batches and branches are treated."""
+        return self.engine.settings
 
     def begin(self, declaration: Declaration | None) -> None:
         """Begin a run; it lasts until the next `begin` or `end`.
@@ -75,7 +84,7 @@ class Request:
     def finish(self) -> None:
         """End a declared run that came to its end: say if it was pointless, and forget it whatever comes of that."""
         try:
-            self._warn_if_pointless()
+            self._conclude()
         finally:
             self.run, self.declaration = None, None
 
@@ -83,27 +92,31 @@ class Request:
         """Forget the run in progress. The trace stays."""
         self.run = None
 
-    def enter(self, call: Call, maxima: RowMaxima | None) -> Run:
+    def enter(self, call: Call) -> tuple[Run, RowMaxima | None]:
         """Return the run that a call belongs to, a new one where it cannot belong to that in progress.
 
         Args:
             call: where the denoiser is called.
-            maxima: of its latent; ``None`` where the policy never reuses.
+
+        Returns:
+            The run, and the maxima of the call's latent; ``None`` where nothing is remembered and nobody looks on.
 
         Raises:
             RunError: the call does not fit the declared run, or guidance branches are not told apart.
             NeedsError: the policy needs the run length, and the run was not declared.
             InputError: the batch is no multiple of the guidance rows.
         """
-        run, cause = self.run, None
+        run, cause, maxima = self.run, None, None
         if run is not None:
-            if maxima is not None:
+            if self.engine.looks:
+                maxima = RowMaxima(call.x)
                 run.refuse_unlabelled_branches(call, maxima.values)
             restart = run.restart_cause(call)
             if restart is None:
                 if self.declaration is None:
                     check_origin(run, call)
-                return run
+                    self._follow_expected(run, call)
+                return run, maxima
             cause, sentence = restart
         declaration = self.declaration
         if declaration is not None:
@@ -111,28 +124,43 @@ class Request:
                 check_declared(declaration, call.t)
             if cause is not None:
                 self.trace.notes.append(f"the run restarted at call {self.calls}: {sentence}")
-        elif self.policy.needs.run_length or self.substitute.corrects:
-            user = "policy" if self.policy.needs.run_length else "substitute"
-            name = (self.policy if self.policy.needs.run_length else self.substitute).name
-            raise NeedsError(
-                f"{user} {name!r} with these settings needs the run length; call the denoiser inside "
-                "`with denoiser.run(timesteps=...):`. In place, a pipeline's scheduler tells it; for a module alone: "
-                "`with enabled.run(timesteps=...):`, or `model.cache_context(name, step_index=, num_inference_steps=)`"
-            )
         else:
             self._note_rising_t(run, call)
             self._close()
+        chosen = self._choice.choose(call, declaration)
+        self.engine = chosen.engine
+        known = declaration or chosen.expected
+        if known is None and (self.policy.needs.run_length or self.substitute.corrects):
+            raise _run_length_is_missing(self.policy, self.substitute)
+        if declaration is None:
             self._renew_trace()
+        else:
+            self.trace.policy, self.trace.substitute = self.policy.name, self.substitute.name
+            self.trace.order = order_of(self.substitute)
         reshaped = frozenset(run.last_calls) if run and cause is RestartCause.SHAPE_CHANGED else frozenset()
-        self.run = self._begin_run(call, declaration, reshaped)
-        return self.run
+        self.run = self._begin_run(call, known, reshaped, expected=declaration is None and known is not None)
+        if not self.engine.looks:
+            return self.run, None
+        return self.run, RowMaxima(call.x) if maxima is None else maxima
 
     def next_call(self) -> int:
         """Return the number of a new call in its run."""
         self.calls += 1
         return self.calls - 1
 
-    def _begin_run(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str]) -> Run:
+    def _follow_expected(self, run: Run, call: Call) -> None:
+        """Evaluate from here on where an undeclared run leaves the timesteps that were expected of it."""
+        if run.expected and not run.as_expected(call.t):
+            run.expected = False
+            self.engine = self._choice.unexpected(self.engine)
+            self.trace.notes.append(
+                f"t={call.t:g} is not where runs that begin like this went before: evaluated from here on; declare the "
+                "run, `with denoiser.run(timesteps=...)`, where step counts change"
+            )
+
+    def _begin_run(
+        self, call: Call, declaration: Declaration | None, reshaped: frozenset[str], expected: bool
+    ) -> Run:
         x, settings = call.x, self.settings
         if settings.copies is not None:
             copies = settings.copies
@@ -146,23 +174,24 @@ class Request:
         info = RunInfo(
             first_t=call.t,
             timesteps=None if declaration is None else declaration.timesteps,
-            layout=Layout(x.shape[0], copies, settings.per_sample and self.parts_rows),
+            layout=Layout(x.shape[0], copies, settings.per_sample and self.engine.parts_rows),
             shape=tuple(x.shape),
             dtype=x.dtype,
             device=x.device,
-            profile=self.profile,
+            profile=self.engine.profile,
             announced_steps=None if declaration is None else declaration.announced_steps,
         )
         self.draw = random.Random(settings.audit_seed)
-        for note in (*self._notes(info), *self._remarks(info)):
+        for note in (*self.engine.notes(info), *self._remarks(info)):
             if note not in self.trace.notes:
                 self.trace.notes.append(note)
-        return Run(info, Memory(self.substitute, x.shape[0], self.trace.notes), reshaped, call.origin)
+        memory = Memory(self.substitute, x.shape[0], self.trace.notes)
+        return Run(info, memory, reshaped, call.origin, expected=expected)
 
     def _remarks(self, info: RunInfo) -> Sequence[str]:
         if not self.policy.reuses:
             return ()
-        as_one = self.settings.per_sample and not self.parts_rows and info.layout.rows > info.layout.copies
+        as_one = self.settings.per_sample and not self.engine.parts_rows and info.layout.rows > info.layout.copies
         return (*self.substitute.notes, *([_AS_ONE] if as_one else []))
 
     def _new_trace(self) -> Trace:
@@ -173,8 +202,14 @@ class Request:
 
     def _close(self) -> None:
         if self.run is not None:
-            self._warn_if_pointless()
+            self._conclude()
             self.run = None
+
+    def _conclude(self) -> None:
+        """Say if the run was pointless, and tell who looked on that it is over."""
+        if self.run is not None and self.engine.watch is not None:
+            self.engine.watch.finished()
+        self._warn_if_pointless()
 
     def _warn_if_pointless(self) -> None:
         trace, declaration = self.trace, self.declaration
@@ -199,10 +234,19 @@ class Request:
             )
 
     def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._warned:
-            self._warned.add(kind)
+        if kind not in self.engine.warned:
+            self.engine.warned.add(kind)
             self.trace.notes.append(message)
             warnings.warn(f"{self.policy.name}: {message}", CacheWarning, stacklevel=4)
+
+
+def _run_length_is_missing(policy: CachePolicy, substitute: Substitute) -> NeedsError:
+    user, name = ("policy", policy.name) if policy.needs.run_length else ("substitute", substitute.name)
+    return NeedsError(
+        f"{user} {name!r} with these settings needs the run length; call the denoiser inside "
+        "`with denoiser.run(timesteps=...):`. In place, a pipeline's scheduler tells it; for a module alone: "
+        "`with enabled.run(timesteps=...):`, or `model.cache_context(name, step_index=, num_inference_steps=)`"
+    )
 
 
 def _nearest(trace: Trace) -> str:

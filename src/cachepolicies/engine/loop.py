@@ -39,11 +39,13 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     if followed is None:
         group.point, group.t, group.served = run.next_point(), call.t, set()
     # Nothing is cached for a policy that never reuses, and there is nothing to look at.
-    decision = wanted if served.maxima is None else check.sound(run, group, call, key, wanted, served.maxima)
+    decision = wanted if served.maxima is None or not served.engine.reuses else check.sound(run, group, call, key, wanted, served.maxima)
     answer = yield from _carried_out(served, arrival, group.point, decision)
     if followed is None:
         group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
     group.served.add(key)
+    if served.engine.watch is not None:
+        served.engine.watch.served(call, arrival, decision, answer.output)
     fraction, audit = served.engine.settings.audit, None
     if fraction:
         audit = yield from audited(fraction, served.request.draw, step, decision, answer.output)
@@ -98,13 +100,13 @@ def _evaluated(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, 
     before = memory.store(key)
     clipped = None if before is None else before.clipped
     _remember(served, arrival, point, fresh, rows)
-    if not substitute.corrects or served.maxima is None or before is None:
+    if not substitute.corrects or before is None:
         return fresh
     return corrected(substitute, served.context(arrival), memory.held(key).history, clipped, fresh, rows)
 
 
 def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> None:
-    if served.maxima is None:
+    if served.maxima is None or not served.engine.reuses:
         return
     key, memory = served.key(arrival.place), served.run.memory
     entered = arrival.input if served.engine.substitute.wants_input else None

@@ -18,6 +18,10 @@ from cachepolicies.engine.conditioning import differs, weakly
 from cachepolicies.engine.memory import Key, Memory
 
 
+_SAME_T = 1e-5
+"""Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
+
+
 @define(eq=False)
 class LastCall:
     """What is remembered of a branch's last call to recognise the next; it keeps no argument alive.
@@ -80,6 +84,7 @@ class Run:
         origin: which generator called first; see `Call`.
         last_t: noise level of the last call.
         points: decisions so far.
+        expected: whether the timesteps were not declared but expected, and the run has kept to them so far.
     """
 
     info: RunInfo
@@ -91,6 +96,18 @@ class Run:
     kept: dict[Key, Any] = field(factory=dict)
     last_t: float = 0.0
     points: int = 0
+    expected: bool = False
+    _at: int = 0
+
+    def as_expected(self, t: float) -> bool:
+        """Return whether a call at t is at the step of the last call or at the one after it."""
+        steps = self.info.timesteps or ()
+        slack = _SAME_T * max((abs(step) for step in steps), default=0.0)
+        for step in (self._at, self._at + 1):
+            if step < len(steps) and abs(steps[step] - t) <= slack:
+                self._at = step
+                return True
+        return False
 
     def next_point(self) -> int:
         """Return the serial number of a new decision. It orders refreshes; no policy sees it."""

@@ -17,6 +17,8 @@ from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import order_of
 from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.choice import Choice
+from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.requests import Requests, generator_of
@@ -47,8 +49,8 @@ class InPlaceRequest(Request):
         served: branches that were served there.
     """
 
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, choice: Choice) -> None:
+        super().__init__(choice)
         self.traced: PipelineRun | None = None
         self.declared_by_caller = False
         self.forget()
@@ -83,7 +85,7 @@ class InPlaceRequest(Request):
         """End a declared run that came to its end. If a call of it failed on the way, nothing is said of the rest."""
         try:
             if self.run is not None:
-                self._warn_if_pointless()
+                self._conclude()
         finally:
             self.conclude(failed=True)
 
@@ -121,12 +123,17 @@ class Binding:
         self.name = name
         self.module = module
         self.assembly = assembly
-        self.engine, self.site = assembly.engine, assembly.site
+        self.choice, self.site = assembly.choice, assembly.site
         self.hook = DenoiserHook(self.serve, self.end_run)
         self.requests: Requests[InPlaceRequest] = Requests(self._new_request, name)
         self._signature = signature
         self._clock = clock
         self._enabled_with = None if clock is None else clock.scheduler()
+
+    @property
+    def engine(self) -> Engine:
+        """What served the last run, or serves the next."""
+        return self.choice.latest
 
     @property
     def request(self) -> InPlaceRequest:
@@ -176,7 +183,7 @@ class Binding:
         try:
             x, t = self._signature.find(args, kwargs)
             call = self._call(request, x, t, self._signature.conditioning(args, kwargs))
-            served = self.engine.enter(request, call)
+            served = enter(request, call)
             return self.site.serve(served, Invocation(function, args, kwargs, self._signature, x))
         except BaseException:
             request.fail()
@@ -211,16 +218,7 @@ class Binding:
         return (*found, *unknown)
 
     def _new_request(self) -> InPlaceRequest:
-        engine = self.engine
-        return InPlaceRequest(
-            engine.policy,
-            engine.substitute,
-            engine.profile,
-            engine.settings,
-            engine.parts_rows,
-            engine.notes,
-            engine.warned,
-        )
+        return InPlaceRequest(self.choice)
 
     def _call(self, request: InPlaceRequest, x: Tensor, t: object, conditioning: tuple[Any, ...]) -> Call:
         position = self.hook.position()

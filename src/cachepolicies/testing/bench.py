@@ -23,7 +23,7 @@ from cachepolicies.contracts.site import ResolvedSite
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineSettings
-from cachepolicies.engine.engine import Engine
+from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.trace import CallRecord, Trace
 from cachepolicies.profiles.schema import Profile
 from cachepolicies.substitutes.hold import Hold
@@ -167,7 +167,7 @@ class BenchRun:
     def _serve(self, x: Tensor, t: float, branch: str, *, labelled: bool) -> None:
         bench, around = self.bench, self.bench.around
         engine = bench.engine
-        served = engine.enter(self._request, Call(x, t, branch, labelled, ()))
+        served = enter(self._request, Call(x, t, branch, labelled, ()))
         names = engine.signals if bench.exact else around.signals.keys() | engine.signals
         for number, place in enumerate(bench.places):
             if place not in bench.reached:

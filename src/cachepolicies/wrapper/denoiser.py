@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.engine import enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.requests import Requests, generator_of
@@ -151,11 +153,11 @@ class CachedDenoiser(RunAwareDenoiser):
             notes=self._profile_notes,
             scheduler=lambda: self._scheduler,
         )
-        self._engine, self._site = assembly.engine, assembly.site
+        self._choice, self._site = assembly.choice, assembly.site
         # the adapter knows the network's arguments, not those of a wrapper around it
         rows = None if assembly.adapter is None or not isinstance(model, nn.Module) else assembly.adapter.rows
         self._signature = Signature.of(model, x_name, t_name, batched, rows)
-        self._requests: Requests[Request] = Requests(self._engine.request, "this denoiser")
+        self._requests: Requests[Request] = Requests(partial(Request, self._choice), "this denoiser")
         self._branch: ContextVar[str | None] = ContextVar("branch", default=None)
         if self.profile is not None and self._scheduler is not None:
             check_profile(self.profile, scheduler=self._scheduler)
@@ -163,7 +165,7 @@ class CachedDenoiser(RunAwareDenoiser):
     @property
     def policy(self) -> CachePolicy:
         """The policy that decides: resolved, with what it takes from the profile."""
-        return self._engine.policy
+        return self._choice.latest.policy
 
     @property
     def settings(self) -> PolicySettings:
@@ -173,7 +175,7 @@ class CachedDenoiser(RunAwareDenoiser):
     @property
     def substitute(self) -> Substitute:
         """What stands in for a skipped evaluation, resolved."""
-        return self._engine.substitute
+        return self._choice.latest.substitute
 
     @property
     def site(self) -> str:
@@ -188,7 +190,7 @@ class CachedDenoiser(RunAwareDenoiser):
     @property
     def profile(self) -> Profile | None:
         """What calibration measured, if the policy was given it."""
-        return self._engine.profile
+        return self._choice.latest.profile
 
     @property
     def trace(self) -> Trace:
@@ -253,7 +255,7 @@ class CachedDenoiser(RunAwareDenoiser):
                 raise RunError(f"num_steps={num_steps} needs a scheduler: CachedDenoiser(..., scheduler=...)")
             timesteps = self._scheduler.timesteps(num_steps)
         declaration = Declaration(DeclaredTimesteps.of(timesteps))
-        return RunHandle([DeclaredRun(self._requests, self._engine.request(), declaration)], self)
+        return RunHandle([DeclaredRun(self._requests, Request(self._choice), declaration)], self)
 
     @contextmanager
     def branch(self, name: str) -> Iterator[None]:
@@ -299,7 +301,7 @@ class CachedDenoiser(RunAwareDenoiser):
             self._signature.conditioning(args, kwargs),
             origin=generator_of(2) if declaration is None else 0,
         )
-        served = self._engine.enter(request, call)
+        served = enter(request, call)
         return self._site.serve(served, Invocation(self.model, args, kwargs, self._signature, x))
 
     def to(self, *args: Any, **kwargs: Any) -> CachedDenoiser:
