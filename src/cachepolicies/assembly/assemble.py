@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from cachepolicies.adapters.find import check_adapter, network_of, registered_adapter
+from cachepolicies.assembly.by_run import ByRun
+from cachepolicies.assembly.default import Recipe
+from cachepolicies.base.budget import HALF, Budget
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
 from cachepolicies.contracts.adapter import Adapter
 from cachepolicies.contracts.policy import CachePolicy, PolicySettings
@@ -21,7 +25,11 @@ from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import EngineSettings
 from cachepolicies.engine.choice import Choice
 from cachepolicies.engine.engine import Engine
+from cachepolicies.engine.watch import Watch
+from cachepolicies.learning.store import LearnedProfiles, default_folder
 from cachepolicies.policies.limits import Limits, within_limits
+from cachepolicies.policies.schedule import Schedule
+from cachepolicies.policies.sencache import SenCache
 from cachepolicies.profiles.load import load_profile
 from cachepolicies.profiles.match import check_profile
 from cachepolicies.profiles.missing import profile_is_missing
@@ -30,6 +38,12 @@ from cachepolicies.registry.load import policies
 from cachepolicies.schedulers.resolve import scheduler_of
 from cachepolicies.sites.resolve import resolved_site
 from cachepolicies.substitutes.resolve import as_substitute
+
+SWITCH = "CACHEPOLICIES_LEARN"
+"""Environment variable: 0 switches learning off where a call does not say otherwise."""
+
+_LEARNED: dict[Path, LearnedProfiles] = {}
+"""What this process has learned, by the folder where it is kept: shared by all its denoisers."""
 
 
 @frozen(eq=False)
@@ -40,15 +54,15 @@ class Assembly:
         choice: chooses the engine of every run: the control flow with policy, substitute and profile, all resolved.
         site: where the evaluation is cut, resolved.
         setup: what everything was resolved with.
-        settings: the policy as the user wrote it.
-        substitute: the substitute as the user wrote it.
+        settings: the policy as the user wrote it, ``None`` where it was left out.
+        substitute: the substitute as the user wrote it, ``None`` where every run has its own.
     """
 
     choice: Choice
     site: ResolvedSite
     setup: Setup
-    settings: PolicySettings
-    substitute: Substitute
+    settings: PolicySettings | None
+    substitute: Substitute | None
 
     @property
     def adapter(self) -> Adapter | None:
@@ -57,6 +71,7 @@ class Assembly:
 
     def substitute_on(self, scheduler: Scheduler | None) -> Substitute:
         """Return the substitute as it would be under another scheduler; raises as its ``resolve``."""
+        assert self.substitute is not None
         return as_substitute(self.substitute.resolve(evolve(self.setup, scheduler=scheduler)))
 
 
@@ -65,22 +80,29 @@ class Parts:
     """What a user names the parts of a set-up by, the same for every way in.
 
     Attributes:
-        policy: a name, a spec, or an object.
+        policy: a name, a spec, or an object; ``None`` for what is best.
         settings: of the policy, where it is given by name.
         profile: a `Profile`, what `load_profile` takes, or ``None``.
-        substitute: a name, a spec, or an object.
-        site: a name, a spec, the path of a submodule, or an object.
+        substitute: a name, a spec, or an object; ``None`` for what goes best with the policy.
+        site: a name, a spec, the path of a submodule, or an object; ``None`` for what goes best with the policy.
         adapter: instead of the one registered for the model's class.
         limits: laid around the policy.
+        budget: what a run may cost, or has to reach.
+        learn: whether runs are learned from where nothing is known: ``True`` to keep what is learned in the user's
+            cache folder, a folder, or ``False``.
+        published_site: where the evaluation is cut for a policy that decides by a threshold, where no site is given.
     """
 
-    policy: str | PolicySettings
+    policy: str | PolicySettings | None
     settings: Mapping[str, Any]
     profile: Profile | str | Path | None
-    substitute: str | Substitute
-    site: str | Site
+    substitute: str | Substitute | None
+    site: str | Site | None
     adapter: Adapter | None
     limits: Limits | None
+    budget: Budget | None = None
+    learn: bool | str | Path = True
+    published_site: str = "output"
 
 
 def assemble(
@@ -91,6 +113,7 @@ def assemble(
     notes: Callable[[RunInfo], Sequence[str]],
     scheduler: Callable[[], Scheduler | None],
     or_of_profile: bool = True,
+    guidance: Callable[[], float | None] = lambda: None,
 ) -> Assembly:
     """Check, resolve and build everything.
 
@@ -101,14 +124,14 @@ def assemble(
         notes: what to note in the trace when a run begins.
         scheduler: returns the scheduler in use, or ``None`` if it is not known; asked only where it is wanted.
         or_of_profile: whether the profile's is taken where it is not known. Not if there is one of another kind.
+        guidance: returns the scale of the guidance, where the caller knows it.
 
     Raises:
         UnknownNameError, SettingsError, NeedsError, PolicyError, PluginError, ProfileError: see their messages.
     """
     given = parts.profile
     profile = given if given is None or isinstance(given, Profile) else load_profile(given)
-    settings = as_policy(parts.policy, parts.settings)
-    named = as_substitute(parts.substitute)
+    settings = _policy_of(parts)
     network = network_of(model)
     adapter = parts.adapter
     if adapter is not None:
@@ -117,18 +140,79 @@ def assemble(
         adapter = registered_adapter(network)
     in_use = partial(_scheduler_in_use, scheduler, profile if or_of_profile else None)
     setup = Setup(profile, scheduler=in_use, model=model, network=network, adapter=adapter)
-    stand_in = as_substitute(named.resolve(setup))
-    setup = setup.with_parts(substitute=stand_in)
-    site = resolved_site(parts.site, setup)
+    best = settings is None or (isinstance(settings, SenCache) and settings.is_solved_for)
+    by_run = best or parts.budget is not None
+    site_name = parts.site or ("output" if best else parts.published_site)
+    site = resolved_site(site_name, setup.with_parts(substitute=as_substitute("hold")))
     setup = setup.with_parts(site=site)
-    policy = resolved_policy(settings, setup)
-    if parts.limits is not None:
-        policy = within_limits(policy, parts.limits)
-    check_needs(policy, stand_in, setup)
-    engine = Engine(policy, stand_in, profile, engine_settings(adapter), site.parts_rows, site.shares, notes)
+    around = engine_settings(adapter)
+    make = partial(_engine, site=site, limits=parts.limits, settings=around, notes=notes, warned=set())
     if profile is not None:
         check_profile(profile, model=model)
-    return Assembly(engine, site, setup, settings, named)
+    if not by_run:
+        assert settings is not None
+        named = as_substitute(parts.substitute or "hold")
+        setup = setup.with_parts(substitute=as_substitute(named.resolve(setup)))
+        return Assembly(make(setup, settings, watch=None), site, setup, settings, named)
+
+    def build(recipe: Recipe, known: Profile | None, watch: Watch | None) -> Engine:
+        there = setup.with_parts(profile=known, scheduler=partial(_scheduler_in_use, scheduler, known))
+        stand_in = as_substitute(as_substitute(recipe.substitute).resolve(there))
+        return make(there.with_parts(substitute=stand_in), recipe.policy, watch=watch)
+
+    choice = ByRun(
+        setup=setup,
+        budget=parts.budget or Budget(fraction=HALF, given=str(HALF)),
+        profile=profile,
+        rule=settings,
+        substitute=parts.substitute,
+        build=build,
+        scheduler=scheduler,
+        learned=_learned(parts.learn),
+        copies=around.copies,
+        guidance=guidance,
+    )
+    return Assembly(choice, site, setup, settings, None)
+
+
+def _engine(
+    setup: Setup,
+    policy: PolicySettings,
+    *,
+    site: ResolvedSite,
+    limits: Limits | None,
+    settings: EngineSettings,
+    notes: Callable[[RunInfo], Sequence[str]],
+    warned: set[str],
+    watch: Watch | None,
+) -> Engine:
+    """Return the control flow of a policy in a set-up with everything resolved but the policy."""
+    resolved = resolved_policy(policy, setup)
+    if limits is not None:
+        resolved = within_limits(resolved, limits)
+    substitute = setup.substitute
+    check_needs(resolved, substitute, setup)
+    return Engine(resolved, substitute, setup.profile, settings, site.parts_rows, site.shares, notes, warned, watch)
+
+
+def _policy_of(parts: Parts) -> PolicySettings | None:
+    if parts.policy == Schedule.name and not parts.settings and parts.budget is not None:
+        return None  # a schedule without steps of its own is the plan
+    if parts.policy is not None:
+        return as_policy(parts.policy, parts.settings)
+    if parts.settings:
+        raise SettingsError(
+            f"settings {', '.join(sorted(parts.settings))} are given without a policy that they are of; name it, "
+            "policy=..., or leave them out"
+        )
+    return None
+
+
+def _learned(learn: bool | str | Path) -> LearnedProfiles | None:
+    if learn is False or (learn is True and os.environ.get(SWITCH, "1") == "0"):
+        return None
+    folder = default_folder() if learn is True else Path(learn).expanduser()
+    return _LEARNED.setdefault(folder, LearnedProfiles(folder))
 
 
 def as_policy(policy: str | PolicySettings, settings: Mapping[str, Any]) -> PolicySettings:

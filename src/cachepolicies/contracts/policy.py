@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from cachepolicies.contracts.declared import Contract
@@ -89,6 +89,35 @@ class PolicySettings(Contract, declares=True):
     @abstractmethod
     def name(self) -> str:
         """Short name, shown in traces and errors; a class attribute, ``name: ClassVar[str] = "mine"``."""
+
+    @property
+    def knob(self) -> str | None:
+        """Name of the setting that a budget is solved for: the larger, the more is reused; ``None`` for none.
+
+        A knob of the name ``"evaluations"`` is the number itself, and nothing is solved.
+        """
+        return None
+
+    def with_knob(self, value: float) -> PolicySettings:
+        """Return the settings with another value of the knob.
+
+        Raises:
+            SettingsError: the value is out of range.
+        """
+        if self.knob is None:
+            raise TypeError(f"policy {self.name!r} names no knob")
+        kind: Any = self
+        changed: PolicySettings = evolve(kind, **{self.knob: value})
+        return changed
+
+    def for_budget(self, evaluations: int, num_steps: int) -> PolicySettings:
+        """Return the settings with what was left open, and would limit reuse, giving way to a budget; as they are.
+
+        Args:
+            evaluations: of a run.
+            num_steps: of it.
+        """
+        return self
 
     @abstractmethod
     def resolve(self, setup: Setup) -> CachePolicy:

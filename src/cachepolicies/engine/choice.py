@@ -32,6 +32,10 @@ class Choice(Protocol):
     def latest(self) -> Engine:
         """The engine that was chosen last; before the first run, what one begins with."""
 
+    @property
+    def sentence(self) -> str:
+        """What serves runs, and where that is from; empty where the user said it all."""
+
     def choose(self, call: Call, declaration: Declaration | None) -> Chosen:
         """Return what serves a run.
 

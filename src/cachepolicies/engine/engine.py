@@ -89,6 +89,11 @@ class Engine:
         """The engine itself: it is the same for every run."""
         return self
 
+    @property
+    def sentence(self) -> str:
+        """Nothing: it is what the user said."""
+        return ""
+
     def choose(self, call: Call, declaration: Declaration | None) -> Chosen:
         """Return the engine itself, whatever the run."""
         return Chosen(self)

@@ -158,9 +158,7 @@ class Request:
                 "run, `with denoiser.run(timesteps=...)`, where step counts change"
             )
 
-    def _begin_run(
-        self, call: Call, declaration: Declaration | None, reshaped: frozenset[str], expected: bool
-    ) -> Run:
+    def _begin_run(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str], expected: bool) -> Run:
         x, settings = call.x, self.settings
         if settings.copies is not None:
             copies = settings.copies
@@ -182,8 +180,8 @@ class Request:
             announced_steps=None if declaration is None else declaration.announced_steps,
         )
         self.draw = random.Random(settings.audit_seed)
-        for note in (*self.engine.notes(info), *self._remarks(info)):
-            if note not in self.trace.notes:
+        for note in (self._choice.sentence, *self.engine.notes(info), *self._remarks(info)):
+            if note and note not in self.trace.notes:
                 self.trace.notes.append(note)
         memory = Memory(self.substitute, x.shape[0], self.trace.notes)
         return Run(info, memory, reshaped, call.origin, expected=expected)

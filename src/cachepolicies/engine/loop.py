@@ -39,13 +39,17 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     if followed is None:
         group.point, group.t, group.served = run.next_point(), call.t, set()
     # Nothing is cached for a policy that never reuses, and there is nothing to look at.
-    decision = wanted if served.maxima is None or not served.engine.reuses else check.sound(run, group, call, key, wanted, served.maxima)
+    decision = (
+        wanted
+        if served.maxima is None or not served.engine.reuses
+        else check.sound(run, group, call, key, wanted, served.maxima)
+    )
     answer = yield from _carried_out(served, arrival, group.point, decision)
     if followed is None:
         group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
     group.served.add(key)
     if served.engine.watch is not None:
-        served.engine.watch.served(call, arrival, decision, answer.output)
+        served.engine.watch.served(step, decision, answer.output)
     fraction, audit = served.engine.settings.audit, None
     if fraction:
         audit = yield from audited(fraction, served.request.draw, step, decision, answer.output)

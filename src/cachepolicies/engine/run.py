@@ -17,7 +17,6 @@ from cachepolicies.engine.call import Call, Declaration
 from cachepolicies.engine.conditioning import differs, weakly
 from cachepolicies.engine.memory import Key, Memory
 
-
 _SAME_T = 1e-5
 """Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from cachepolicies.contracts.policy import Decision
-    from cachepolicies.engine.call import Arrival, Call
+    from cachepolicies.contracts.step import Step
+    from cachepolicies.engine.call import Call
     from cachepolicies.engine.invocation import Invocation
 
 
@@ -17,12 +18,11 @@ class Watch(ABC):
     """Looks on at one run. It changes nothing of what the run returns."""
 
     @abstractmethod
-    def served(self, call: Call, arrival: Arrival, decision: Decision, output: Tensor) -> None:
+    def served(self, step: Step, decision: Decision, output: Tensor) -> None:
         """Take note of what flows on from a place.
 
         Args:
-            call: where the denoiser was called.
-            arrival: the place.
+            step: what the policy was told.
             decision: as carried out.
             output: ``(B, ...)`` evaluated and substituted rows together; not to be changed or kept.
         """

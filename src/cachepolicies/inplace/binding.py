@@ -238,6 +238,8 @@ class Binding:
         Raises:
             RunError: the substitute would extrapolate otherwise under this one, or not at all.
         """
+        if self.assembly.substitute is None:
+            return  # chosen for every run, with the scheduler that is there then
         now = None if self._clock is None else self._clock.scheduler()
         if now is self._enabled_with or order_of(self.engine.substitute) in (None, 0):
             return

@@ -82,11 +82,13 @@ class PipelineClock:
         scheduler: returns the scheduler that the pipeline has now.
         form: how the model's pipelines usually write the noise level.
         guidance: returns whether the pipeline says that it guides now; anything else than a bool: it does not say.
+        scale: returns how strongly it guides, ``None`` where it does not say.
     """
 
     scheduler: Callable[[], Any]
     form: Clock = "timestep"
     guidance: Callable[[], Any] = lambda: None
+    scale: Callable[[], float | None] = lambda: None
     _latest: PipelineRun | None = None
 
     @property

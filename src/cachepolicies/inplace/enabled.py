@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cachepolicies.assembly.assemble import Parts, as_policy, assemble
 from cachepolicies.assembly.options import Options
 from cachepolicies.assembly.run_handle import RunHandle
+from cachepolicies.base.budget import as_budget
 from cachepolicies.base.errors import RunError, SettingsError
 from cachepolicies.base.host import DeclaredTimesteps
 from cachepolicies.base.signature import Signature
@@ -70,8 +71,8 @@ class Enabled:
         return self._bindings[0].engine.policy
 
     @property
-    def settings(self) -> PolicySettings:
-        """The policy as it was given."""
+    def settings(self) -> PolicySettings | None:
+        """The policy as it was given, ``None`` where it was left out."""
         return self._bindings[0].assembly.settings
 
     def disable(self) -> None:
@@ -121,17 +122,22 @@ class Enabled:
         self.disable()
 
     def __repr__(self) -> str:
-        what = ", ".join(f"{b.name}: {b.engine.policy!r} at {b.site.name!r}" for b in self._bindings)
+        what = ", ".join(
+            f"{b.name}: {b.choice.sentence or repr(b.engine.policy)} at {b.site.name!r}" for b in self._bindings
+        )
         return f"Enabled({what})"
 
 
 def enable(
-    target: Any,
-    policy: str | PolicySettings = "sencache",
+    pipeline: Any,
+    /,
+    policy: str | PolicySettings | None = None,
     *,
+    budget: int | float | str | None = None,
+    target: str | None = None,
     profile: Profile | str | Path | Mapping[str, Profile | str | Path] | None = None,
-    site: str | Site = "blocks",
-    substitute: str | Substitute = "hold",
+    site: str | Site | None = None,
+    substitute: str | Substitute | None = None,
     adapter: Adapter | None = None,
     limits: Limits | None = None,
     cfg: Literal["auto", "separate", "batched"] = "auto",
@@ -142,6 +148,7 @@ def enable(
     t_name: str | None = None,
     audit: float = 0.0,
     audit_seed: int = 0,
+    learn: bool | str | Path = True,
     **settings: Any,
 ) -> Enabled:
     """Cache the denoiser of a diffusers pipeline, or any module, in place.
@@ -158,13 +165,18 @@ def enable(
     ```
 
     Args:
-        target: a diffusers pipeline (its transformer, both transformers of Wan 2.2, or its U-Net), or a module.
-        policy: when to reuse: a registered name, a spec ``"teacache:threshold=0.2"``, or an object.
+        pipeline: a diffusers pipeline (its transformer, both transformers of Wan 2.2, or its U-Net), or a module.
+        policy: when to reuse; left out, what is best: planned from the profile, else learned from the first generation,
+            see ``learn``. A registered name, a spec ``"teacache:threshold=0.2"``, or an object.
+        budget: what a generation may cost: a number of evaluations (22), a fraction of the uncached work (0.4), or a
+            speed-up (``"2.5x"``); a half unless given. A policy with a threshold has it solved for.
+        target: instead, what new samples shall have: ``"45dB"`` or ``"0.01rms"``; takes a profile with trials.
         profile: what calibration measured, or what was published; a mapping gives one for each denoiser by its name in
             the pipeline.
-        site: where the evaluation is cut: ``"blocks"``, ``"output"``, another registered name or a spec, the path of a
-            submodule, or a `Site`.
-        substitute: what stands in for a skipped evaluation.
+        site: where the evaluation is cut: ``"output"``, else this one where the policy is left out; ``"blocks"``, else
+            this one; another registered name or a spec, the path of a submodule, or a `Site`.
+        substitute: what stands in for a skipped evaluation; left out, what is best, and ``"hold"`` for a policy with
+            settings of its own.
         adapter: for sites inside the network, instead of the one registered for its class.
         limits: laid around the policy: protected ends, most reuses in a row, most evaluations, a retention window.
         cfg: ``"batched"`` if the batch is doubled for guidance, ``"separate"`` if not; ``"auto"`` sees it from the
@@ -178,6 +190,9 @@ def enable(
         t_name: name of the noise-level argument, where it is not found by itself.
         audit: fraction of the reused calls that is evaluated all the same, for the trace only.
         audit_seed: seed of that choice.
+        learn: where nothing is known of the model and no policy is named, the first generation is recorded, and later
+            ones like it are planned. What is learned is kept in the user's cache folder, or in this folder; ``False``
+            learns nothing, and evaluates evenly spaced steps.
         **settings: settings of the policy, when it is given by name.
 
     Returns:
@@ -190,19 +205,21 @@ def enable(
     """
     from cachepolicies.inplace._hook import Installed  # with diffusers, which takes seconds to import
 
-    modules = denoisers_of(target)
+    modules = denoisers_of(pipeline)
     for name, module in modules.items():
         _refuse_second(name, module)
     if isinstance(profile, Mapping) and (strangers := sorted(set(profile) - set(modules))):
         raise SettingsError(f"profile is given for {strangers[0]!r}; the denoisers here are {', '.join(modules)}")
-    named = as_policy(policy, settings)
-    clock = None if isinstance(target, nn.Module) else _clock(target)
+    named = as_policy(policy, settings) if isinstance(policy, PolicySettings) else policy
+    asked = as_budget(budget, target)
+    clock = None if isinstance(pipeline, nn.Module) else _clock(pipeline)
     options = Options(cfg, branches, per_sample, audit, audit_seed)
     attached: list[_Attached] = []
     try:
         for name, module in modules.items():
             given = profile.get(name) if isinstance(profile, Mapping) else profile
-            parts = Parts(named, {}, given, substitute, site, adapter, limits)
+            own = settings if isinstance(named, str) or named is None else {}
+            parts = Parts(named, own, given, substitute, site, adapter, limits, asked, learn, "blocks")
             binding = _bind(clock, name, module, parts, options, batched=batched, x_name=x_name, t_name=t_name)
             each = _Attached(binding, Installed(module, binding.hook))
             binding.hook.attached = each
@@ -211,7 +228,7 @@ def enable(
         for each in attached:
             _remove(each)
         raise
-    return Enabled(target, [each.binding for each in attached])
+    return Enabled(pipeline, [each.binding for each in attached])
 
 
 def disable(target: Any) -> None:
@@ -246,7 +263,12 @@ def _clock(pipeline: Any) -> PipelineClock:
     return PipelineClock(
         lambda: getattr(owner(), "scheduler", None),
         guidance=lambda: getattr(owner(), "do_classifier_free_guidance", None),
+        scale=lambda: _number(getattr(owner(), "guidance_scale", None)),
     )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _bind(
@@ -274,6 +296,7 @@ def _bind(
         notes=notes,
         scheduler=lambda: None if clock is None else scheduler_of_pipeline(clock.scheduler()),
         or_of_profile=clock is None or clock.scheduler() is None,
+        guidance=lambda: None if clock is None else clock.scale(),
     )
     known = assembly.adapter
     signature = Signature.of(module, x_name, t_name, batched, None if known is None else known.rows)

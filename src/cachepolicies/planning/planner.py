@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import attrs
 import numpy as np
 
+from cachepolicies.base.budget import Budget, as_budget
 from cachepolicies.base.errors import NeedsError, PolicyError, ProfileError, SettingsError, nearest_match_hint
 from cachepolicies.base.provenance import utc_now, versions_of
 from cachepolicies.base.settings import plain, shown
@@ -39,7 +40,7 @@ _SAME_T = 1e-5
 
 def plan(
     profile: Profile | str | Path,
-    budget: int | None = None,
+    budget: int | float | str | Budget | None = None,
     *,
     target: float | str | None = None,
     objective: str | Objective = "signed",
@@ -62,7 +63,7 @@ def plan(
 
     Args:
         profile: what calibration measured, or where to load it from.
-        budget: most refreshes, from 1 to N. Give this or ``target``.
+        budget: most refreshes, from 1 to N; or a fraction of the N (0.4), or ``"2.5x"``. Give this or ``target``.
         target: instead, take the smallest budget that is good enough: ``"45dB"``, the mean PSNR of new samples, or
             ``"0.01rms"``, the RMS of their latents' error; nine new samples in ten are at most 3 dB below. These need
             `cachepolicies.profiles.Trials` of such plans in the profile. A number is compared with the objective's own
@@ -105,6 +106,8 @@ def plan(
         raise NeedsError(f"profile {loaded.name!r} has no timesteps to plan for; calibrate the model yourself")
     sampler = _run_scheduler(loaded, scheduler)
     timesteps = _run_timesteps(loaded, sampler, num_steps, given=scheduler is not None)
+    if budget is not None:
+        budget = _evaluations(budget, len(timesteps))
     named = as_substitute(substitute)
     used = substitute_on(named, sampler, loaded)
     spec = substitute if isinstance(substitute, str) else _spec_of(named)
@@ -123,7 +126,8 @@ def plan(
     problem = PlanningProblem(weighed, reuses, limit, asked.always, sums)
     curve = trade_off(problem, made)
     tried = None
-    if errors == "measured" and limit is None and asked.fixed == (0,) and loaded.scheduler == SchedulerInfo.of(sampler):
+    own = None if sampler is None else SchedulerInfo.of(sampler)
+    if errors == "measured" and limit is None and asked.fixed == (0,) and loaded.scheduler == own:
         tried = trials_of(loaded, named, made.name, weights)
     expected = [None] * len(curve) if tried is None else expectations(tried, curve)
     if budget is not None:
@@ -163,8 +167,21 @@ def _check_word(what: str, value: object, known: Sequence[str]) -> None:
         raise SettingsError(f"unknown {what} {shown(value)}: {nearest_match_hint(str(value), known)}")
 
 
-def _run_scheduler(profile: Profile, given: object) -> Scheduler:
-    """Return the scheduler of the run, checked against the profile and for two-stage steps."""
+def _evaluations(budget: object, num_steps: int) -> int:
+    """Return a budget as a number of refreshes; what is no whole number in range is refused later, by its own check."""
+    plain_number = plain(budget)
+    if isinstance(plain_number, int):
+        return plain_number
+    asked = as_budget(budget)
+    assert asked is not None
+    return asked.of_run(num_steps)
+
+
+def _run_scheduler(profile: Profile, given: object) -> Scheduler | None:
+    """Return the scheduler of the run, checked against the profile and for two-stage steps.
+
+    ``None`` for a run that was recorded in a loop whose scheduler nobody named.
+    """
     from cachepolicies.profiles.match import check_profile
     from cachepolicies.schedulers.resolve import as_scheduler, scheduler_of
 
@@ -173,6 +190,8 @@ def _run_scheduler(profile: Profile, given: object) -> Scheduler:
         check_profile(profile, scheduler=found)
     else:
         info = profile.scheduler
+        if info is None and profile.trajectory == "recorded":
+            return None
         if info is None:
             raise NeedsError(f"profile {profile.name!r} does not say its scheduler; give scheduler=")
         rebuilt = scheduler_of(info)
@@ -189,18 +208,26 @@ def _run_scheduler(profile: Profile, given: object) -> Scheduler:
     return found
 
 
-def _run_timesteps(profile: Profile, scheduler: Scheduler, num_steps: int | None, *, given: bool) -> tuple[float, ...]:
+def _run_timesteps(
+    profile: Profile, scheduler: Scheduler | None, num_steps: int | None, *, given: bool
+) -> tuple[float, ...]:
     """Return t of the steps to plan."""
     steps = plain(num_steps)
     if not given:
         if steps is None or steps == profile.num_steps:
             return profile.timesteps
+        if scheduler is None:
+            raise NeedsError(
+                f"profile {profile.name!r} was recorded with a scheduler that nobody named, so the timesteps of "
+                f"{steps} steps are not known; give scheduler="
+            )
         if not _same_timesteps(scheduler.timesteps(profile.num_steps), profile.timesteps):
             # a diffusers scheduler whose shift was set after it was made does not record how
             raise NeedsError(
                 f"the scheduler that profile {profile.name!r} records does not have the profile's timesteps, so those "
                 f"of {steps} steps are not known; give scheduler="
             )
+    assert scheduler is not None  # it was given
     return scheduler.timesteps(profile.num_steps if steps is None else steps)
 
 
@@ -269,11 +296,11 @@ def _tolerance_or_reason(
         return None, str(error)
 
 
-def _source_of(profile: Profile, scheduler: Scheduler) -> PlanSource:
+def _source_of(profile: Profile, scheduler: Scheduler | None) -> PlanSource:
     return PlanSource(
         profile=profile.name,
         model_class=profile.model.class_name,
-        scheduler=SchedulerInfo.of(scheduler),
+        scheduler=None if scheduler is None else SchedulerInfo.of(scheduler),
         guidance=profile.guidance,
         num_steps=profile.num_steps,
         samples=profile.samples,
@@ -282,10 +309,12 @@ def _source_of(profile: Profile, scheduler: Scheduler) -> PlanSource:
     )
 
 
-def _carried_over(profile: Profile, scheduler: Scheduler, weights: str) -> str:
+def _carried_over(profile: Profile, scheduler: Scheduler | None, weights: str) -> str:
     """Return what was measured under another scheduler than the one planned for, as a note."""
     info = profile.scheduler
-    if info is None or weights not in ("geometric", "measured") or info == SchedulerInfo.of(scheduler):
+    if info is None or scheduler is None or weights not in ("geometric", "measured"):
+        return ""
+    if info == SchedulerInfo.of(scheduler):
         return ""
     return (
         f"the weights were measured with the scheduler {info.name}, settings {json.dumps(dict(info.config))}, not with "

@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, fields, frozen
 from torch import Tensor
 
 from cachepolicies.base.settings import non_negative, non_negative_int, plain
@@ -74,9 +74,17 @@ class EasyCache(PolicySettings):
 
     name: ClassVar[str] = "easycache"
 
+    knob: ClassVar[str] = "threshold"
+
     threshold: float = field(default=0.05, converter=plain, validator=non_negative)
     first: int = field(default=10, converter=plain, validator=non_negative_int)
     last: int = field(default=1, converter=plain, validator=non_negative_int)
+
+    def for_budget(self, evaluations: int, num_steps: int) -> EasyCache:
+        """Return the settings with fewer protected first steps, where they were left at the default."""
+        if self.first != fields(EasyCache).first.default:
+            return self
+        return evolve(self, first=min(self.first, max(1, evaluations // 2)))
 
     def resolve(self, setup: Setup) -> CachePolicy:
         """Return the rule within the limits."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import optional
 from torch import Tensor
 
@@ -38,6 +38,10 @@ _DEFAULTS: Mapping[str, Any] = {  # those of diffusers' MagCacheConfig
     "comparison": "<=",
     "retention_rounding": "half-up",
 }
+
+
+_STREAKS = 3
+"""How many times as long as the mean streak of a budget the longest may be."""
 
 
 @frozen(eq=False)
@@ -87,6 +91,8 @@ class MagCache(PolicySettings):
 
     name: ClassVar[str] = "magcache"
 
+    knob: ClassVar[str] = "threshold"
+
     threshold: float | None = field(default=None, validator=optional(non_negative))
     max_reuse: int | None = field(default=None, validator=optional(non_negative_int))
     retention_ratio: float | None = field(default=None, validator=optional(fraction))
@@ -97,6 +103,17 @@ class MagCache(PolicySettings):
     lookup: Literal["level", "index"] | None = field(default=None, validator=optional(one_of("level", "index")))
     comparison: Comparison | None = field(default=None, validator=optional(one_of(*COMPARISONS)))
     retention_rounding: Rounding | None = field(default=None, validator=optional(one_of("floor", "half-up", "ceil")))
+
+    def for_budget(self, evaluations: int, num_steps: int) -> MagCache:
+        """Return the settings with a retention window and a longest streak that leave room for the budget."""
+        share = evaluations / num_steps
+        window = _DEFAULTS["retention_ratio"] if self.retention_ratio is None else self.retention_ratio
+        streak = _STREAKS * math.ceil(1.0 / share)
+        return evolve(
+            self,
+            retention_ratio=min(window, share / 2) if self.retention_ratio is None else window,
+            max_reuse=streak if self.max_reuse is None else self.max_reuse,
+        )
 
     def resolve(self, setup: Setup) -> CachePolicy:
         """Return the rule with the settings that were left open taken from the profile, within the limits.

@@ -6,7 +6,7 @@ import math
 from typing import ClassVar, cast
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 from attrs.validators import optional
 from torch import Tensor
 
@@ -27,6 +27,9 @@ _SMALLEST = 1e-16
 
 _EDGE = 1e-6
 """The share of the noise is kept so far from 0 and 1."""
+
+_STREAKS = 3
+"""How many times as long as the mean streak of a budget the longest may be."""
 
 _MOST_DIMENSIONS = 5
 """Rows, channels, and up to three axes."""
@@ -90,12 +93,20 @@ class SeaCache(PolicySettings):
 
     name: ClassVar[str] = "seacache"
 
+    knob: ClassVar[str] = "threshold"
+
     threshold: float = field(default=0.25, converter=plain, validator=non_negative)
     power: float = field(default=3.0, converter=plain, validator=positive)
     max_reuse: int | None = field(default=cast("int | None", 2), converter=plain, validator=optional(non_negative_int))
     first: int = field(default=1, converter=plain, validator=non_negative_int)
     last: int = field(default=1, converter=plain, validator=non_negative_int)
     scheduler: Scheduler | None = field(default=None, converter=_scheduler)
+
+    def for_budget(self, evaluations: int, num_steps: int) -> SeaCache:
+        """Return the settings with a longest streak, where it was left at its default, that leaves room."""
+        if self.max_reuse != fields(SeaCache).max_reuse.default:
+            return self
+        return evolve(self, max_reuse=max(self.max_reuse or 0, _STREAKS * math.ceil(num_steps / evaluations)))
 
     def resolve(self, setup: Setup) -> CachePolicy:
         """Return the rule with the scheduler in use, within the limits.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 from attrs.validators import optional
 from torch import Tensor
 
+from cachepolicies.base.budget import HALF
 from cachepolicies.base.errors import NeedsError, SettingsError
-from cachepolicies.base.settings import fraction, non_negative, non_negative_int, one_of, positive_int, refuse
+from cachepolicies.base.settings import fraction, non_negative, non_negative_int, one_of, positive_int, refuse, shown
 from cachepolicies.base.units import difference
 from cachepolicies.contracts.policy import CachePolicy, Decision, Needs, PolicySettings
 from cachepolicies.contracts.reasons import EngineReason, Reason
@@ -26,8 +28,13 @@ from cachepolicies.policies._comparison import COMPARISONS, Comparison, within
 from cachepolicies.policies.limits import Limits, within_limits
 from cachepolicies.profiles.missing import profile_is_missing
 from cachepolicies.scores import as_score
+from cachepolicies.tolerances.optimal import Optimal
 from cachepolicies.tolerances.resolve import Tolerance, as_tolerance
-from cachepolicies.tolerances.two_phase import EPSILON, EPSILON_START, START_FRACTION, TwoPhase
+from cachepolicies.tolerances.two_phase import EPSILON_START, START_FRACTION, TwoPhase
+
+_MAX_REUSE = 3
+_STREAKS = 3
+"""How many times as long as the mean streak of a budget the longest may be."""
 
 
 class SenCacheReason(Reason):
@@ -40,6 +47,9 @@ class SenCacheReason(Reason):
 
 ScoreAt: TypeAlias = Callable[[Sequence[float], float, float], float]
 """`cachepolicies.scores.Score.at`."""
+
+_PRESETS: Mapping[str, float] = {"paper": 0.1, "paper-fast": 0.2, "constant": 0.1}
+"""Tolerances; of the first two behind a start with 0.01 (arXiv 2602.24208), of the last from the first step on."""
 
 _PAPER = {"epsilon_start": EPSILON_START, "start_fraction": START_FRACTION}
 """What holds for these settings where ``epsilon`` is a number and they are not given."""
@@ -88,9 +98,10 @@ class SenCache(PolicySettings):
     which allows one less; its text and the authors' code allow ``max_reuse``, and so does this.
 
     Attributes:
-        epsilon: tolerance, RMS change of the output: a number, or what `cachepolicies.tolerances.as_tolerance` takes,
-            such as ``"optimal:nfe=22"``, a plan, or a function of t. The number 0 never reuses, and is then bit for
-            bit the bare model.
+        epsilon: tolerance, RMS change of the output. Not given, it is solved for: the eps(t) with which half of the
+            steps are evaluated, or as many as a budget says. A number, or what
+            `cachepolicies.tolerances.as_tolerance` takes, such as ``"optimal:nfe=22"``, a plan, or a function of t. The
+            number 0 never reuses, and is then bit for bit the bare model.
         max_reuse: largest number of consecutive reuses; the bound is first order, true for small moves only. Else 3
             where ``epsilon`` is a number or a function; a plan's tolerance goes with the plan's own limit, and
             ``optimal`` with none, since both weigh long streaks themselves.
@@ -107,6 +118,10 @@ class SenCache(PolicySettings):
             calibrated error of the extrapolation for one that extrapolates. ``"bound"``: the bound whatever the
             substitute. ``"correlated"``: sharper than the bound, with the calibrated correlation of its two terms; for
             ``hold``.
+        preset: ``"paper"``: the settings of arXiv 2602.24208, a tolerance of 0.1 behind a start with 0.01;
+            ``"paper-fast"``: its faster one, 0.2; ``"constant"``: 0.1 from the first step on. With a budget the
+            tolerance is solved for instead, and the start stays. Beside a preset neither ``epsilon``
+            nor ``epsilon_start`` is given.
         max_nfe: hard budget of evaluations of each deciding sample in a run, branches at one t counted once. Once it
             is spent the sample is reused, whatever score, streak and protection say, and no tensor is read for it.
             The engine's own guards go before: where nothing is cached, or what is cached is not finite, it evaluates.
@@ -114,7 +129,7 @@ class SenCache(PolicySettings):
 
     name: ClassVar[str] = "sencache"
 
-    epsilon: Tolerance = field(default=EPSILON, validator=_tolerance)
+    epsilon: Tolerance | None = field(default=None, validator=optional(_tolerance))
     max_reuse: int | None = field(default=None, validator=optional(non_negative_int))
     epsilon_start: float | None = field(default=None, validator=optional(non_negative))
     start_fraction: float | None = field(default=None, validator=optional(fraction))
@@ -126,8 +141,43 @@ class SenCache(PolicySettings):
     comparison: Comparison = field(default="<=", validator=one_of(*COMPARISONS))
     score: str | ScoreSettings = "substitute"
     max_nfe: int | None = field(default=None, validator=optional(positive_int))
+    preset: str | None = field(default=None, validator=optional(one_of(*_PRESETS)))
+
+    @property
+    def knob(self) -> str:
+        """The tolerance, a number."""
+        return "epsilon"
+
+    def with_knob(self, value: float) -> SenCache:
+        """Return the rule with another tolerance; behind the preset's start, where there is a preset."""
+        start = value if self.preset == "constant" else self.epsilon_start
+        return evolve(self, epsilon=value, epsilon_start=start, preset=None)
+
+    def for_budget(self, evaluations: int, num_steps: int) -> SenCache:
+        """Return the rule with a longest streak, where none was given, that leaves room for the budget.
+
+        Raises:
+            SettingsError: a tolerance is given beside the budget.
+        """
+        if self.epsilon is not None:
+            raise SettingsError(
+                f"SenCache: epsilon={shown(self.epsilon)} beside a budget, which says what the tolerance is; give one "
+                "of them"
+            )
+        if self.max_reuse is not None:
+            return self
+        return evolve(self, max_reuse=max(_MAX_REUSE, _STREAKS * math.ceil(num_steps / evaluations)))
+
+    @property
+    def is_solved_for(self) -> bool:
+        """Whether the tolerance is left open, to be solved for a budget."""
+        return self.epsilon is None and self.preset is None
 
     def __attrs_post_init__(self) -> None:
+        if self.preset is not None and (self.epsilon is not None or self.epsilon_start is not None):
+            raise SettingsError(
+                f"SenCache: preset={self.preset!r} says epsilon and epsilon_start; leave them out, or leave out preset"
+            )
         self.made_schedule(), self.made_score()  # what is wrong with them is said here
 
     def made_schedule(self) -> ToleranceSchedule:
@@ -137,15 +187,24 @@ class SenCache(PolicySettings):
             SettingsError: a stricter start is given beside a schedule, or the schedule's settings are wrong.
         """
         given = {name: getattr(self, name) for name in _PAPER if getattr(self, name) is not None}
-        if _is_number(self.epsilon):
-            return TwoPhase(self.epsilon, **(_PAPER | given))
+        epsilon = self.epsilon if self.preset is None else _PRESETS[self.preset]
+        if epsilon is None:
+            if given:
+                raise SettingsError(
+                    f"SenCache: {', '.join(f'{name}={value}' for name, value in given.items())} without epsilon: a "
+                    "stricter start goes with a number"
+                )
+            return Optimal(fraction=HALF, weights="best")
+        if _is_number(epsilon):
+            start = {"epsilon_start": epsilon} if self.preset == "constant" else {}
+            return TwoPhase(epsilon, **(_PAPER | start | given))
         if given:
             raise SettingsError(
                 f"SenCache: {', '.join(f'{name}={value}' for name, value in given.items())} beside "
                 f"epsilon={self.epsilon!r}: a stricter start goes with a number only; a schedule says itself what "
                 "holds at the start"
             )
-        return as_tolerance(self.epsilon)
+        return as_tolerance(epsilon)
 
     def made_score(self) -> ScoreSettings:
         """Return what ``score`` stands for; raises as `cachepolicies.scores.as_score`."""

@@ -71,6 +71,8 @@ class TeaCache(PolicySettings):
 
     name: ClassVar[str] = "teacache"
 
+    knob: ClassVar[str] = "threshold"
+
     threshold: float | None = field(default=None, validator=optional(non_negative))
     coefficients: tuple[float, ...] | None = field(default=None, converter=as_numbers, validator=optional(numbers))
     signal: str | None = field(default=None, validator=optional(a_name))

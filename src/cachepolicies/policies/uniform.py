@@ -10,6 +10,7 @@ from cachepolicies.base.errors import SettingsError
 from cachepolicies.base.settings import positive_int
 from cachepolicies.contracts.policy import CachePolicy, Decision, Needs
 from cachepolicies.contracts.reasons import Reason
+from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.step import RunInfo, Step
 
 
@@ -22,7 +23,7 @@ class UniformReason(Reason):
 
 @frozen
 class Uniform(CachePolicy):
-    """Evaluate every m-th step, or a given number of evenly spaced steps. Set exactly one of the two.
+    """Evaluate every m-th step, or a given number of evenly spaced steps. Set one of the two, or give a budget.
 
     The steps are counted by noise level in the declared timesteps, so a Heun step's second evaluation, a rejected
     step or a jump back does not shift them. Decisions need no tensor and no host synchronisation.
@@ -34,15 +35,37 @@ class Uniform(CachePolicy):
 
     name: ClassVar[str] = "uniform"
 
+    knob: ClassVar[str] = "evaluations"
+
     every: int | None = field(default=None, validator=validators.optional(positive_int))
     evaluations: int | None = field(default=None, validator=validators.optional(positive_int))
 
     def __attrs_post_init__(self) -> None:
-        if (self.every is None) == (self.evaluations is None):
+        if self.every is not None and self.evaluations is not None:
             raise SettingsError(
                 f"Uniform: set exactly one of every and evaluations, got every={self.every}, "
                 f"evaluations={self.evaluations}"
             )
+
+    def with_knob(self, value: float) -> Uniform:
+        """Return the policy with another number of evaluations.
+
+        Raises:
+            SettingsError: ``every`` says already how many there are.
+        """
+        if self.every is not None:
+            raise SettingsError(f"Uniform: every={self.every} beside a budget; give one of them")
+        return Uniform(evaluations=int(value))
+
+    def resolve(self, setup: Setup) -> CachePolicy:
+        """Return the policy itself.
+
+        Raises:
+            SettingsError: neither ``every`` nor ``evaluations`` is set, and no budget said how many.
+        """
+        if self.every is None and self.evaluations is None:
+            raise SettingsError("Uniform: set exactly one of every and evaluations, or give a budget; got neither")
+        return self
 
     @property
     def needs(self) -> Needs:

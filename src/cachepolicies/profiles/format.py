@@ -13,7 +13,7 @@ from cachepolicies.base.errors import ProfileError
 Interpolation: TypeAlias = Literal["nearest", "linear"]
 """How a curve is read between its points."""
 
-Trajectory: TypeAlias = Literal["model", "noised"]
+Trajectory: TypeAlias = Literal["model", "noised", "recorded"]
 """Where the calibration points lie: on runs of the model itself, or on data with noise added."""
 
 Array: TypeAlias = NDArray[Any]

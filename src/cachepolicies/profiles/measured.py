@@ -42,7 +42,8 @@ class Profile(ProfileRecord):
         guidance: guidance scale in the calibrated denoiser, None without guidance.
         samples: S, the number of calibration samples.
         seeds: one per sample, or empty.
-        trajectory: ``"model"`` or ``"noised"``.
+        trajectory: ``"model"`` or ``"noised"``, see `cachepolicies.calibrate`; or ``"recorded"``, on runs of somebody's
+            own, whose scheduler and prediction type may be ``None``.
         evaluations: denoiser evaluations made per sample.
         versions: distribution name to version.
         units: table name to its unit.
@@ -67,7 +68,10 @@ class Profile(ProfileRecord):
     _origin: ClassVar[Origin] = "measured"
 
     def _check_own(self) -> None:
-        for what in ("prediction_type", "latent_shape", "scheduler", "dtype"):
+        known: tuple[str, ...] = ("latent_shape", "dtype")
+        if self.trajectory != "recorded":  # of a loop of somebody's own, nobody may know them
+            known = ("prediction_type", "latent_shape", "scheduler", "dtype")
+        for what in known:
             if getattr(self, what) is None:
                 raise ProfileError(f"field {what!r} is None, which only a published profile may have; {RECALIBRATE}")
         if self.stated_steps is not None:

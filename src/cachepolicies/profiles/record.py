@@ -25,7 +25,7 @@ from cachepolicies.profiles.format import DEFAULT_UNITS, PROFILE, RECALIBRATE, R
 from cachepolicies.profiles.parts import Curve, ModelInfo, Polynomial, Recommendation, SchedulerInfo, Trials
 
 _PREDICTION_TYPES = ("velocity", "noise", "x0", "v")
-_TRAJECTORIES = ("model", "noised")
+_TRAJECTORIES = ("model", "noised", "recorded")
 _RATIO = "magnitude_ratio"
 
 SQUARE_TABLES = ("displacement", "change")

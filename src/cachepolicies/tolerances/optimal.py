@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 from attrs import field, frozen
@@ -37,31 +37,37 @@ class Optimal(ToleranceSchedule):
 
     Attributes:
         nfe: mean number of evaluations of a run, at least 1; or
+        fraction: of the steps of a run that are evaluated in the mean, in (0, 1]; or
         target: the predicted error of the sample, RMS where the weights are measured.
         weights: ``"measured"``, ``"bound"`` or ``"uniform"``; see `cachepolicies.planning.weights.step_weights`.
+            ``"best"`` is ``"measured"`` where the profile has weights, else ``"uniform"``.
     """
 
     name: ClassVar[str] = "optimal"
 
     nfe: float | None = field(default=None, converter=plain, validator=optional(positive))
     target: float | None = field(default=None, converter=plain, validator=optional(positive))
-    weights: WeightKind = field(default="measured", validator=one_of(*CURVES_OF))
+    fraction: float | None = field(default=None, converter=plain, validator=optional(positive))
+    weights: WeightKind | Literal["best"] = field(default="measured", validator=one_of(*CURVES_OF, "best"))
     # By score, which belongs to one profile and substitute; it goes when the denoiser goes.
     _curves: _Curves = field(factory=WeakKeyDictionary, init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        if (self.nfe is None) == (self.target is None):
+        if sum(given is not None for given in (self.nfe, self.target, self.fraction)) != 1:
             raise SettingsError(
-                f"Optimal: give either nfe (evaluations a run) or target (error of the sample), got nfe={self.nfe!r} "
-                f"and target={self.target!r}"
+                f"Optimal: give either nfe (evaluations a run), fraction (of the steps) or target (error of the "
+                f"sample), got nfe={self.nfe!r}, fraction={self.fraction!r} and target={self.target!r}"
             )
+        if self.fraction is not None and self.fraction > 1:
+            raise SettingsError(f"Optimal: fraction must be at most 1, got {self.fraction!r}")
         if self.nfe is not None and self.nfe < 1:
             raise SettingsError(f"Optimal: nfe must be at least 1, got {self.nfe!r}")
 
     @property
     def needs(self) -> Needs:
         """The displacements, what the weights are made from, and the run's timesteps."""
-        return Needs(curves=CURVES_OF[self.weights], tables=("displacement",), run_length=True)
+        curves = () if self.weights == "best" else CURVES_OF[self.weights]
+        return Needs(curves=curves, tables=("displacement",), run_length=True)
 
     @property
     def max_reuse(self) -> int | None:
@@ -110,7 +116,11 @@ class Optimal(ToleranceSchedule):
                 f"tolerance schedule 'optimal' counts one evaluation a step, but scheduler {scheduler.name!r} makes "
                 f"{scheduler.evaluations_per_step}; use a constant or two-phase tolerance with it"
             )
-        weights = step_weights(setup.profile, self.weights, timesteps, scheduler)
+        kind: WeightKind = "measured" if "weight" in setup.profile.curves else "uniform"
+        if self.weights != "best":
+            kind = self.weights
+        weights = step_weights(setup.profile, kind, timesteps, scheduler)
+        nfe = self.nfe if self.fraction is None else max(1.0, self.fraction * len(timesteps))
         return continuous.tolerance(
-            setup.profile, score, weights, timesteps, nfe=self.nfe, target=self.target, max_reuse=max_reuse
+            setup.profile, score, weights, timesteps, nfe=nfe, target=self.target, max_reuse=max_reuse
         )

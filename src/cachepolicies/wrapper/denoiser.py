@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cachepolicies.assembly.assemble import Parts, assemble
 from cachepolicies.assembly.options import Options
 from cachepolicies.assembly.run_handle import DeclaredRun, RunHandle
+from cachepolicies.base.budget import as_budget
 from cachepolicies.base.errors import RunError, SettingsError
 from cachepolicies.base.host import DeclaredTimesteps, host_time, rounding_of
 from cachepolicies.base.signature import Signature
@@ -68,12 +69,14 @@ class CachedDenoiser(RunAwareDenoiser):
     def __init__(
         self,
         model: Callable[..., Any],
-        policy: str | PolicySettings = "sencache",
+        policy: str | PolicySettings | None = None,
         *,
+        budget: int | float | str | None = None,
+        target: str | None = None,
         profile: Profile | str | Path | None = None,
         scheduler: Scheduler | str | Any | None = None,
-        substitute: str | Substitute = "hold",
-        site: str | Site = "output",
+        substitute: str | Substitute | None = None,
+        site: str | Site | None = None,
         adapter: Adapter | None = None,
         limits: Limits | None = None,
         cfg: Literal["separate", "batched"] = "separate",
@@ -84,6 +87,7 @@ class CachedDenoiser(RunAwareDenoiser):
         t_name: str | None = None,
         audit: float = 0.0,
         audit_seed: int = 0,
+        learn: bool | str | Path = True,
         **settings: Any,
     ) -> None:
         """Set up; everything that can be checked before the first call is checked here.
@@ -92,15 +96,20 @@ class CachedDenoiser(RunAwareDenoiser):
             model: any callable ``f(x, t, *args, **kwargs)`` that returns a tensor, a tuple or list with a tensor
                 first, or an object with a tensor ``.sample``. Elements behind the first are those of the last
                 evaluation.
-            policy: when to reuse: a registered name, a spec ``"sencache:epsilon=0.1,max_reuse=3"``, or an object.
+            policy: when to reuse; left out, what is best: planned from the profile, else learned from the first run,
+                see ``learn``. A registered name, a spec ``"sencache:epsilon=0.1,max_reuse=3"``, or an object.
+            budget: what a run may cost: a number of evaluations (22), a fraction of the uncached work (0.4), or a
+                speed-up (``"2.5x"``); a half unless given. A policy with a threshold has it solved for.
+            target: instead, what new samples shall have: ``"45dB"`` or ``"0.01rms"``; takes a profile with trials.
             profile: what calibration measured: a `Profile`, or what `load_profile` takes.
             scheduler: the noise schedule in use, to check the profile against, to declare runs by their number of
                 steps, and for what extrapolates in its time (else the profile's): a registered name, a diffusers
                 scheduler or its class, or a `Scheduler`.
-            substitute: what stands in for a skipped evaluation: a registered name, a spec, or an object.
-            site: where the evaluation is cut: ``"output"``, which works with any callable; ``"blocks"``, the block
-                stack of a network whose class has an adapter; another registered name or a spec; the path of one
-                submodule; or a `Site`. Inside the network, a wrapper around it names it by an attribute ``network``.
+            substitute: what stands in for a skipped evaluation: a registered name, a spec, or an object; left out, what
+                is best, and ``"hold"`` for a policy with settings of its own.
+            site: where the evaluation is cut: ``"output"``, else this one, which works with any callable; ``"blocks"``,
+                the block stack of a network whose class has an adapter; another registered name or a spec; the path of
+                one submodule; or a `Site`. Inside the network, a wrapper around it names it by an attribute ``network``.
             adapter: for sites inside the network, instead of the one registered for its class.
             limits: laid around the policy: protected ends, most reuses in a row, most evaluations, a retention window.
             cfg: ``"batched"`` if the batch is doubled for guidance, ``cat([x, x])``: both rows of a sample then follow
@@ -113,6 +122,9 @@ class CachedDenoiser(RunAwareDenoiser):
             t_name: name of the noise-level argument, where it is not found by itself.
             audit: fraction of the reused calls that is evaluated all the same, for the trace only.
             audit_seed: seed of that choice.
+            learn: where nothing is known of the model and no policy is named, the first run is recorded, and later ones
+                like it are planned. What is learned is kept in the user's cache folder, or in this folder; ``False``
+                learns nothing, and evaluates evenly spaced steps.
             **settings: settings of the policy, when it is given by name.
 
         Raises:
@@ -129,6 +141,8 @@ class CachedDenoiser(RunAwareDenoiser):
         self._arguments = {
             "model": model,
             "policy": policy,
+            "budget": budget,
+            "target": target,
             "profile": profile,
             "scheduler": scheduler,
             "substitute": substitute,
@@ -143,12 +157,13 @@ class CachedDenoiser(RunAwareDenoiser):
             "t_name": t_name,
             "audit": audit,
             "audit_seed": audit_seed,
+            "learn": learn,
             **settings,
         }
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
         self._assembly = assembly = assemble(
             model,
-            Parts(policy, settings, profile, substitute, site, adapter, limits),
+            Parts(policy, settings, profile, substitute, site, adapter, limits, as_budget(budget, target), learn),
             engine_settings=self._options.for_engine,
             notes=self._profile_notes,
             scheduler=lambda: self._scheduler,
@@ -168,8 +183,8 @@ class CachedDenoiser(RunAwareDenoiser):
         return self._choice.latest.policy
 
     @property
-    def settings(self) -> PolicySettings:
-        """The policy as it was given."""
+    def settings(self) -> PolicySettings | None:
+        """The policy as it was given, ``None`` where it was left out."""
         return self._assembly.settings
 
     @property
@@ -336,7 +351,8 @@ class CachedDenoiser(RunAwareDenoiser):
         return _made_anew, (self._arguments,)
 
     def __repr__(self) -> str:
-        return f"CachedDenoiser({type(self.model).__name__}, {self.policy!r}, {self.substitute!r})"
+        said = self._choice.sentence
+        return f"CachedDenoiser({type(self.model).__name__}, {said or f'{self.policy!r}, {self.substitute!r}'})"
 
     def _profile_notes(self, info: RunInfo) -> Sequence[str]:
         if info.profile is None:
