@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from hypothesis import settings
 from cachepolicies import CalibrationSamples, Profile, calibrate
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from denoisers import SHAPE, mixture
+
+# What a test learns is for no other test and for nobody's cache folder.
+os.environ["CACHEPOLICIES_HOME"] = tempfile.mkdtemp(prefix="cachepolicies-tests-")
 
 # Most models here are tiny: a second thread gains nothing on them, and waits for the first where the machine is shared.
 torch.set_num_threads(1)

@@ -47,7 +47,11 @@ def make(policy="sencache", **options):
         ({"policy": "sencache:epsilon=-1"}, SettingsError, r"epsilon must be a finite number >= 0, got -1"),
         ({"policy": "sencache:epsilon"}, SettingsError, "sencache:epsilon"),
         ({"policy": "uniform:every=2,evaluations=3"}, SettingsError, "set exactly one of every and evaluations"),
-        ({"profile": None}, NeedsError, r"needs a profile with alpha_t, alpha_x.*cachepolicies calibrate"),
+        (
+            {"profile": None, "learn": False},
+            NeedsError,
+            r"needs a profile with alpha_t, alpha_x.*cachepolicies calibrate",
+        ),
         ({"cfg": "double"}, SettingsError, "cfg must be one of.*batched, separate"),
         ({"branches": "both"}, SettingsError, "branches must be one of"),
         ({"audit": 1.5}, SettingsError, r"audit must be a fraction from 0 to 1, got 1\.5"),

@@ -124,8 +124,15 @@ def test_a_profile_of_another_model_for_the_second_transformer_undoes_the_first(
 def test_a_profile_without_what_the_policy_reads():
     pipe = PIPELINES["wan"].build()
     bare = evolve(constant_profile(pipe, pipe.transformer), curves={})
-    refused(NeedsError, r"sencache.*needs 'alpha_x', 'alpha_t', which profile 'constant'", profile=bare, target=pipe)
-    refused(NeedsError, r"'sencache' needs a profile with alpha_t, alpha_x, and none was given", target=pipe)
+    refused(
+        NeedsError,
+        r"sencache.*needs 'alpha_x', 'alpha_t', which profile 'constant'",
+        "sencache",
+        profile=bare,
+        target=pipe,
+    )
+    message = r"'sencache' needs a profile with alpha_t, alpha_x, rho, and none was given\. Shipped for Wan"
+    refused(NeedsError, message, "sencache", learn=False, target=pipe)
 
 
 def test_a_profile_for_a_denoiser_that_is_not_there():

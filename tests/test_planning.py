@@ -466,7 +466,7 @@ def test_a_substitute_object_is_recorded_as_a_spec():
     [
         ({"budget": 0}, "budget is 0, expected from 1 to the number of steps, 9"),
         ({"budget": 10}, "budget is 10, expected from 1 to the number of steps, 9"),
-        ({"budget": 2.5}, r"budget is 2.5 \(float\), expected a number of evaluations"),
+        ({"budget": 2.5}, r"budget is 2.5; a fraction of the uncached work lies between 0 and 1"),
         ({"budget": True}, "budget is True"),
         ({}, "give either budget or target, got budget=None and target=None"),
         ({"budget": 3, "target": 0.1}, "give either budget or target"),

@@ -277,7 +277,7 @@ def test_what_a_profile_lacks_is_said_at_set_up():
     with pytest.raises(NeedsError, match=r"score='correlated' with substitute 'hold'.*'rho'"):
         make(profile, score="correlated")
     with pytest.raises(NeedsError, match="needs a profile with alpha_t, alpha_x, and none was given"):
-        CachedDenoiser(mixture(), "sencache", substitute="linear")
+        CachedDenoiser(mixture(), "sencache", substitute="linear", epsilon=0.1)
 
 
 def score_in(policy: CachePolicy) -> Score:
@@ -420,7 +420,6 @@ def test_in_place_it_is_the_pipeline_s(supported):
         ({"max_nfe": 0}, "max_nfe must be an integer >= 1, got 0"),
         ({"max_nfe": 3.0}, "max_nfe must be an integer >= 1"),
         ({"score": 1}, "score is 1 .*a registered name or a score"),
-        ({"epsilon": None}, "epsilon must be a finite number >= 0, got None"),
         ({"epsilon": ""}, "epsilon must be a finite number >= 0, got ''"),
         ({"epsilon": "0.1"}, "epsilon must be a finite number >= 0, got '0.1'"),
         ({"epsilon": [0.1]}, "a tolerance is a number >= 0"),

@@ -80,7 +80,7 @@ class Parts:
     """What a user names the parts of a set-up by, the same for every way in.
 
     Attributes:
-        policy: a name, a spec, or an object; ``None`` for what is best.
+        policy: a name, a spec, or an object; ``None`` for what is best, or SenCache where there are settings.
         settings: of the policy, where it is given by name.
         profile: a `Profile`, what `load_profile` takes, or ``None``.
         substitute: a name, a spec, or an object; ``None`` for what goes best with the policy.
@@ -142,7 +142,9 @@ def assemble(
     setup = Setup(profile, scheduler=in_use, model=model, network=network, adapter=adapter)
     best = settings is None or (isinstance(settings, SenCache) and settings.is_solved_for)
     by_run = best or parts.budget is not None
-    site_name = parts.site or ("output" if best else parts.published_site)
+    site_name = parts.site
+    if site_name is None:
+        site_name = "output" if best else parts.published_site
     site = resolved_site(site_name, setup.with_parts(substitute=as_substitute("hold")))
     setup = setup.with_parts(site=site)
     around = engine_settings(adapter)
@@ -163,6 +165,7 @@ def assemble(
     choice = ByRun(
         setup=setup,
         budget=parts.budget or Budget(fraction=HALF, given=str(HALF)),
+        asked=parts.budget is not None,
         profile=profile,
         rule=settings,
         substitute=parts.substitute,
@@ -200,12 +203,7 @@ def _policy_of(parts: Parts) -> PolicySettings | None:
         return None  # a schedule without steps of its own is the plan
     if parts.policy is not None:
         return as_policy(parts.policy, parts.settings)
-    if parts.settings:
-        raise SettingsError(
-            f"settings {', '.join(sorted(parts.settings))} are given without a policy that they are of; name it, "
-            "policy=..., or leave them out"
-        )
-    return None
+    return as_policy(SenCache.name, parts.settings) if parts.settings else None
 
 
 def _learned(learn: bool | str | Path) -> LearnedProfiles | None:
@@ -288,7 +286,7 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
         )
     wanted = sorted(needs.curves | needs.tables)
     if wanted and setup.profile is None:
-        raise profile_is_missing(policy.name, wanted)
+        raise profile_is_missing(policy.name, wanted, setup.model)
     if setup.profile is not None:
         setup.profile.require(policy.name, wanted)
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from cachepolicies.assembly.default import (
     Recipe,
@@ -31,14 +31,21 @@ from cachepolicies.engine.call import Call, Declaration
 from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.engine import Engine
 from cachepolicies.learning.recorder import RecordedRun, RunRecorder
+from cachepolicies.learning.sensitivities import NAMES, SensitivityRecorder
 from cachepolicies.learning.store import LearnedProfiles
 from cachepolicies.learning.subject import Subject
 from cachepolicies.policies.never import Never
 from cachepolicies.policies.sencache import SenCache
+from cachepolicies.profiles.missing import profile_is_missing
 from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerInfo
 from cachepolicies.substitutes.resolve import as_substitute
 
 _RECORDING = "recorded to learn from: every step of this run is evaluated, and runs like it are planned from then on"
+
+_MEASURING = (
+    "recorded to learn from: every step of this run is evaluated, and twice more to measure how sensitive the model "
+    "is; runs like it are cached from then on"
+)
 
 _NEAR = 1e-4
 
@@ -69,6 +76,7 @@ class ByRun:
     Attributes:
         setup: model, network, adapter and site, resolved.
         budget: of every run.
+        asked: whether the user asked for the budget; else it is the one of those who do not.
         profile: as it was given, or ``None``.
         rule: a policy whose knob is solved for the budget, of SenCache's the tolerance over t; ``None`` to plan the
             steps to evaluate.
@@ -81,6 +89,7 @@ class ByRun:
 
     setup: Setup
     budget: Budget
+    asked: bool
     profile: Profile | None
     rule: PolicySettings | None
     substitute: str | Substitute | None
@@ -102,6 +111,8 @@ class ByRun:
         if self.profile is not None:
             self.latest = self._served(self.profile, self.profile.timesteps)
             return
+        if self.learned is None and isinstance(self.rule, SenCache):
+            raise profile_is_missing(self.rule.name, NAMES, self.setup.model)
         if self.learned is None and self.budget.target is not None:
             without_profile(self.budget, None, None, self._site)  # says what is missing
         self.sentence = "nothing is known of the model yet"
@@ -167,6 +178,9 @@ class ByRun:
         scheduler = self.setup.scheduler if self.scheduler() is None else self.scheduler()
         if self.rule is not None and not _solves_over_t(self.rule):
             return self._by_knob(self.rule, profile, timesteps, scheduler)
+        if isinstance(self.rule, SenCache) and not self.asked and "displacement" not in profile.tables:
+            why = f"profile {profile.name!r} has no runs to solve for a tolerance on: that of the paper"
+            return Recipe(evolve(self.rule, preset="paper"), self.substitute or "hold", why)
         if "change" not in profile.tables or "displacement" not in profile.tables:
             return without_profile(self.budget, timesteps or None, scheduler, self._site, self.substitute)
         if self.rule is None and serves(profile, timesteps):
@@ -226,8 +240,10 @@ class ByRun:
         def refuse(why: str) -> None:
             self.sentence = f"nothing was learned: {why}"
 
-        self.sentence = _RECORDING
-        return self.build(Recipe(Never(), "hold", _RECORDING), None, RunRecorder(keep, refuse))
+        measured = self.rule is not None
+        self.sentence = _MEASURING if measured else _RECORDING
+        recorder = SensitivityRecorder(keep, refuse) if measured else RunRecorder(keep, refuse)
+        return self.build(Recipe(Never(), "hold", self.sentence), None, recorder)
 
     def _subject(self, call: Call) -> Subject:
         key = tuple(call.x.shape[1:]), call.x.dtype, self.guidance(), _record_of(self.scheduler())
@@ -248,7 +264,7 @@ class ByRun:
     def _profile_of(self, recorded: RecordedRun) -> Profile:
         """Return what was recorded as a profile: the path and the errors, no weights."""
         model, scheduler, info = self.setup.model, self.scheduler(), recorded.info
-        curves: dict[str, Curve] = {}
+        curves = {name: Curve(recorded.timesteps[: len(made)], made) for name, made in recorded.curves.items()}
         return Profile(
             name=f"learned-{model_class_name(model)}-{len(recorded.timesteps)}".lower(),
             model=ModelInfo(model_class_name(model)),

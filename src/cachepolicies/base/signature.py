@@ -130,6 +130,30 @@ class Signature:
             raise InputError(f"x has shape {tuple(x.shape)}; the latent is (B, ...) with at least one element")
         return x, t
 
+    def moved(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, x: Tensor | None = None, t: Any = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with another x, another t, or both.
+
+        Args:
+            args: of the call.
+            kwargs: of the call.
+            x: ``(B, ...)`` instead of the latent; handed on as a list where the latent came as one.
+            t: instead of the noise level, as the denoiser takes it.
+        """
+        placed, named = list(args), dict(kwargs)
+        for value, names, place in ((x, self.x_names, self.x_place), (t, self.t_names, self.t_place)):
+            if value is None:
+                continue
+            keyword = next((name for name in names if name in named), None)
+            before = placed[place] if keyword is None else named[keyword]
+            made = list(value) if isinstance(before, (list, tuple)) and isinstance(value, Tensor) else value
+            if keyword is None:
+                placed[place] = made
+            else:
+                named[keyword] = made
+        return tuple(placed), named
+
     def conditioning(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return every argument but x and t."""
         rest = [value for place, value in enumerate(args) if place not in (self.x_place, self.t_place)]

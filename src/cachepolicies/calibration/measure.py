@@ -14,10 +14,12 @@ from torch import Tensor
 from cachepolicies.base.errors import InputError, ProfileError
 from cachepolicies.base.units import difference, row_rms
 from cachepolicies.calibration.blocks import BlockWatch
+from cachepolicies.calibration.latents import filtered_changes, output_sizes
 from cachepolicies.calibration.samples import CalibrationSamples
 from cachepolicies.calibration.trajectory import CheckedDenoiser, TrajectoryPoints, follow_model, follow_noised_data
 from cachepolicies.calibration.weights import measure_weights
 from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.planning.replay import FILTERED, SIZE
 from cachepolicies.profiles.schema import Trajectory
 from cachepolicies.sites.probe import BlocksProbe
 
@@ -35,7 +37,8 @@ class BatchMeasurements:
         weight: ``(W, B)`` float64.
         displacement: ``(N, N, B)`` float64.
         change: ``(N, N, B)`` float64.
-        blocks: tables of the block stack by name, ``(N, B)`` or ``(N - 1, B)`` float64; empty if it was not watched.
+        blocks: further tables by name, ``(N, B)`` or ``(N - 1, B)`` float64: sizes of the outputs, changes of the
+            filtered latent where its axes are known, and what was seen of the block stack if it was watched.
     """
 
     start: int
@@ -98,8 +101,20 @@ def measure_batch(
             weight=weight,
             displacement=_pairwise_rms(points.x[:num_steps]),
             change=_pairwise_rms(points.y),
-            blocks={} if watch is None else watch.tables(),
+            blocks=({} if watch is None else watch.tables()) | _looked_at(model, scheduler, samples, points, num_steps),
         )
+
+
+def _looked_at(
+    model: Callable[..., Any],
+    scheduler: Scheduler,
+    samples: CalibrationSamples,
+    points: TrajectoryPoints,
+    num_steps: int,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the tables that thresholds are solved for on, beside the distances."""
+    changes = filtered_changes(model, scheduler, samples, points.x[:num_steps], points.t[:num_steps])
+    return {SIZE: output_sizes(points.y)} | ({} if changes is None else {FILTERED: changes})
 
 
 def _directional_differences(

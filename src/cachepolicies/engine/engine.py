@@ -13,6 +13,7 @@ from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Context, Substitute
 from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineSettings, Evaluate, Exchange
 from cachepolicies.engine.choice import Chosen
+from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.loop import served_place
 from cachepolicies.engine.memory import Key, RowMaxima
@@ -191,6 +192,15 @@ class ServedCall:
     def leave(self) -> None:
         """End the call, after its last place: the next one is told by what this one was."""
         self.run.note_call(self.call, None if self.maxima is None else self.maxima.values)
+
+    def look(self, invocation: Invocation) -> None:
+        """Let who looks on at the run see the call that was served; what that evaluates is counted in the trace."""
+        if self.engine.watch is not None:
+            try:
+                self.request.trace.measurements += self.engine.watch.called(self.call, invocation)
+            except BaseException:
+                self.request.reset()
+                raise
 
     def keep(self, place: str, value: Any) -> None:
         """Keep something of the site's between the calls of this branch, until the run ends."""

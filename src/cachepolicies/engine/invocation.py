@@ -50,6 +50,21 @@ class Invocation:
         args, kwargs = self.signature.slice(self.args, self.kwargs, self.batch, RowIndex.of(rows, self.x.device))
         return self.function(*args, **kwargs)
 
+    def run_at(self, *, x: Tensor | None = None, t: Any = None) -> Any:
+        """Call the denoiser with another latent, another noise level, or both; the rest of the arguments as they came.
+
+        Args:
+            x: ``(B, ...)`` instead of the latent.
+            t: instead of the noise level, as the denoiser takes it.
+        """
+        args, kwargs = self.signature.moved(self.args, self.kwargs, x=x, t=t)
+        return self.function(*args, **kwargs)
+
+    @property
+    def t(self) -> Any:
+        """The noise level, as the denoiser is called with."""
+        return self.signature.find(self.args, self.kwargs)[1]
+
     def check_rows(self) -> None:
         """Check that every argument can be cut into rows, before a part of the batch is first asked for.
 

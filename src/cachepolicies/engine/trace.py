@@ -100,6 +100,7 @@ class Trace:
         records: one entry a place of a call, in order.
         notes: what else there is to know: differences to the profile, restarts.
         order: order of the substitute once its history is long enough, ``None`` if it is no extrapolation.
+        measurements: further evaluations of the whole batch, made to measure what later runs need.
     """
 
     policy: str
@@ -107,6 +108,7 @@ class Trace:
     records: list[CallRecord] = field(factory=list)
     notes: list[str] = field(factory=list)
     order: int | None = None
+    measurements: int = 0
 
     @property
     def calls(self) -> int:

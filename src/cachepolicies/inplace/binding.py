@@ -184,7 +184,10 @@ class Binding:
             x, t = self._signature.find(args, kwargs)
             call = self._call(request, x, t, self._signature.conditioning(args, kwargs))
             served = enter(request, call)
-            return self.site.serve(served, Invocation(function, args, kwargs, self._signature, x))
+            invocation = Invocation(function, args, kwargs, self._signature, x)
+            output = self.site.serve(served, invocation)
+            served.look(invocation)
+            return output
         except BaseException:
             request.fail()
             raise

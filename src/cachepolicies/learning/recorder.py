@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class RecordedRun:
         displacement: ``(N, N, S)`` float64, RMS of x_k - x_r.
         change: ``(N, N, S)`` float64, RMS of f(x_k, t_k) - f(x_r, t_r); of several branches, the root of the mean
             square.
+        curves: quantities at the first M steps by name, ``(M, S)`` float64.
     """
 
     info: RunInfo
@@ -40,6 +41,7 @@ class RecordedRun:
     branches: tuple[str, ...]
     displacement: NDArray[np.float64] = field(repr=False)
     change: NDArray[np.float64] = field(repr=False)
+    curves: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
 
 
 @frozen(eq=False)
@@ -112,8 +114,13 @@ class RunRecorder(Watch):
                 tuple(self._seen),
                 tables_of(latents, samples, self._latents.length),
                 tables_of(outputs, samples, self._outputs.length),
+                self._curves(),
             )
         )
+
+    def _curves(self) -> Mapping[str, NDArray[np.float64]]:
+        """Return what else was measured; nothing."""
+        return {}
 
     def _incomplete(self) -> str | None:
         """Return why the run cannot be learned from, ``None`` if it can."""

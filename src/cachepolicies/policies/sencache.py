@@ -221,7 +221,7 @@ class SenCache(PolicySettings):
         schedule = self.made_schedule().resolve(setup)
         if setup.profile is None:
             needs = Needs(curves=("alpha_x", "alpha_t")) | schedule.needs
-            raise profile_is_missing(self.name, needs.curves | needs.tables)
+            raise profile_is_missing(self.name, needs.curves | needs.tables, setup.model)
         limits = Limits(
             protect_first=self.protect_first,
             protect_last=self.protect_last,

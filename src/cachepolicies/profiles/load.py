@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from cachepolicies.base.errors import ProfileError, UnknownNameError, nearest_match_hint
-from cachepolicies.profiles.format import RECALIBRATE
+from cachepolicies.profiles.format import PROFILE, RECALIBRATE
 from cachepolicies.profiles.io import is_profile, read_profile, tables_file
 from cachepolicies.profiles.measured import Profile
 
@@ -69,6 +69,16 @@ def shipped_profiles() -> dict[str, Path]:
         folders.append(root / "profiles")
     found = {path.stem: path for folder in reversed(folders) for path in folder.glob("*.json")}
     return dict(sorted(found.items()))
+
+
+def shipped_for(class_name: str) -> list[str]:
+    """Return the names of the shipped profiles of a class of models, sorted."""
+    return [name for name, path in shipped_profiles().items() if _class_in(path) == class_name]
+
+
+def _class_in(path: Path) -> object:
+    model = PROFILE.raw(path).get("model")
+    return model.get("class_name") if isinstance(model, dict) else None
 
 
 def _profile_in(folder: Path) -> Path:

@@ -109,7 +109,8 @@ class CachedDenoiser(RunAwareDenoiser):
                 is best, and ``"hold"`` for a policy with settings of its own.
             site: where the evaluation is cut: ``"output"``, else this one, which works with any callable; ``"blocks"``,
                 the block stack of a network whose class has an adapter; another registered name or a spec; the path of
-                one submodule; or a `Site`. Inside the network, a wrapper around it names it by an attribute ``network``.
+                one submodule; or a `Site`. Inside the network, a wrapper around it names it by an attribute
+                ``network``.
             adapter: for sites inside the network, instead of the one registered for its class.
             limits: laid around the policy: protected ends, most reuses in a row, most evaluations, a retention window.
             cfg: ``"batched"`` if the batch is doubled for guidance, ``cat([x, x])``: both rows of a sample then follow
@@ -317,7 +318,10 @@ class CachedDenoiser(RunAwareDenoiser):
             origin=generator_of(2) if declaration is None else 0,
         )
         served = enter(request, call)
-        return self._site.serve(served, Invocation(self.model, args, kwargs, self._signature, x))
+        invocation = Invocation(self.model, args, kwargs, self._signature, x)
+        output = self._site.serve(served, invocation)
+        served.look(invocation)
+        return output
 
     def to(self, *args: Any, **kwargs: Any) -> CachedDenoiser:
         """Move or cast the model as ``torch.nn.Module.to`` does, and return the wrapper."""

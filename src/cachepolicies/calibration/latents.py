@@ -1,0 +1,71 @@
+"""What threshold policies look at along a trajectory: sizes of the outputs, changes of the filtered latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachepolicies.adapters.find import network_of, registered_adapter
+from cachepolicies.base.errors import InputError
+from cachepolicies.base.signature import Signature
+from cachepolicies.base.units import row_rms
+from cachepolicies.calibration.samples import CalibrationSamples
+from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.signal import SignalInput
+from cachepolicies.policies._noise import NoiseShare
+from cachepolicies.policies.seacache import SeaCache, filtered
+from cachepolicies.sites.signals import outside_signals
+
+_SIGNAL = "spatial-latent"
+_SMALLEST = 1e-16
+
+
+def output_sizes(outputs: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return the RMS of every output, ``(N, B)`` float64."""
+    return np.stack([row_rms(y.double()).cpu().numpy() for y in outputs])
+
+
+def filtered_changes(
+    model: Callable[..., Any],
+    scheduler: Scheduler,
+    samples: CalibrationSamples,
+    latents: Sequence[Tensor],
+    levels: Sequence[Tensor],
+) -> NDArray[np.float64] | None:
+    """Return the relative L1 change from step to step of the latent through SeaCache's filter, ``(N - 1, B)`` float64.
+
+    ``None`` where the axes of the latent cannot be told.
+
+    Args:
+        model: the denoiser.
+        scheduler: whose noise levels these are.
+        samples: the batch, with the arguments of the calls.
+        latents: N tensors ``(B, ...)``, as the denoiser is called with.
+        levels: N tensors ``(B,)``.
+    """
+    network = network_of(model)
+    adapter = None if network is None else registered_adapter(network)
+    signal = outside_signals(Setup(scheduler=scheduler, model=model, network=network, adapter=adapter)).get(_SIGNAL)
+    if signal is None:
+        return None
+    noise = NoiseShare.of(scheduler, "timestep" if adapter is None else adapter.clock)
+    signature, power = Signature.of(model), SeaCache().power
+    seen: list[Tensor] = []
+    for x, t in zip(latents, levels, strict=True):
+        level = float(t.reshape(-1)[0])
+        arguments = signature.by_name((x, t, *samples.args), samples.kwargs)
+        try:
+            latent = signal.read(SignalInput(x, level, network, call=arguments))
+        except InputError:  # tokens whose grid nothing says: SeaCache itself would refuse them, in these words
+            return None
+        seen.append(filtered(latent, noise.at(level), power).flatten(1).double())
+    changes = [
+        ((now - before).abs().mean(dim=1) / (before.abs().mean(dim=1) + _SMALLEST)).cpu().numpy()
+        for before, now in zip(seen[:-1], seen[1:], strict=True)
+    ]
+    return np.stack(changes) if changes else None
