@@ -197,7 +197,9 @@ class ByRun:
     ) -> Recipe:
         """Return a policy with its knob solved for."""
         path = profile is not None and "change" in profile.tables
-        substitute = self.substitute or corrected_line(scheduler, timesteps, self._site, along_path=path)
+        substitute = (
+            self.substitute or rule.stand_in or corrected_line(scheduler, timesteps, self._site, along_path=path)
+        )
         count = self.budget.of_run(len(timesteps), skipped_by(self._site))
         there = self.setup.with_parts(profile=profile, scheduler=scheduler)
         stand_in = as_substitute(as_substitute(substitute).resolve(there))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -53,10 +54,12 @@ def settings_for(settings: PolicySettings, evaluations: int, num_steps: int, set
             f"profile, and {known}; give {knob}=..., leave the policy out, or calibrate first"
         )
     runs = CalibrationRuns(profile)
-    wanted = evaluations * len(profile.timesteps) / num_steps if _counts_steps(settings) else float(evaluations)
+    wanted = float(evaluations)
 
     def found(threshold: float) -> float:
-        return float(np.mean(runs.evaluations(open_.with_knob(threshold).resolve(setup))))
+        made = open_.with_knob(threshold)
+        own = made.simulated(profile)
+        return float(np.mean(runs.evaluations(made.resolve(setup)) if own is None else own))
 
     low, high = _bracket(found, wanted)
     above, below = found(low), found(high)
@@ -72,14 +75,8 @@ def settings_for(settings: PolicySettings, evaluations: int, num_steps: int, set
     return open_.with_knob(low if abs(above - wanted) <= abs(below - wanted) else high)
 
 
-def _counts_steps(settings: PolicySettings) -> bool:
-    """Return whether the number of evaluations goes with the number of steps, as with a longest streak."""
-    return False
-
-
-def _bracket(found: object, wanted: float) -> tuple[float, float]:
+def _bracket(found: Callable[[float], float], wanted: float) -> tuple[float, float]:
     """Return two thresholds with at least and with fewer than the evaluations that are wanted, as far as there are."""
-    assert callable(found)
     low = high = _FIRST
     for _ in range(_WIDEST):
         if found(low) >= wanted:

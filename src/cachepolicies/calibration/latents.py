@@ -12,7 +12,7 @@ from torch import Tensor
 from cachepolicies.adapters.find import network_of, registered_adapter
 from cachepolicies.base.errors import InputError
 from cachepolicies.base.signature import Signature
-from cachepolicies.base.units import row_rms
+from cachepolicies.base.units import difference
 from cachepolicies.calibration.samples import CalibrationSamples
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.setup import Setup
@@ -25,9 +25,19 @@ _SIGNAL = "spatial-latent"
 _SMALLEST = 1e-16
 
 
-def output_sizes(outputs: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Return the RMS of every output, ``(N, B)`` float64."""
-    return np.stack([row_rms(y.double()).cpu().numpy() for y in outputs])
+def mean_magnitudes(outputs: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Return the mean magnitude of every output, ``(N, B)`` float64."""
+    return np.stack([_mean_of_rows(y) for y in outputs])
+
+
+def mean_distances(values: Sequence[Tensor]) -> NDArray[np.float32]:
+    """Return the mean magnitude of the difference of every two of N tensors ``(B, ...)``: ``(N, N, B)`` float32."""
+    count = len(values)
+    table = np.zeros((count, count, values[0].shape[0]), dtype=np.float32)
+    for r in range(count - 1):
+        for k in range(r + 1, count):
+            table[r, k] = table[k, r] = _mean_of_rows(difference(values[k], values[r]))
+    return table
 
 
 def filtered_changes(
@@ -69,3 +79,8 @@ def filtered_changes(
         for before, now in zip(seen[:-1], seen[1:], strict=True)
     ]
     return np.stack(changes) if changes else None
+
+
+def _mean_of_rows(values: Tensor) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = values.abs().flatten(1).double().mean(dim=1).cpu().numpy()
+    return found

@@ -14,12 +14,13 @@ from torch import Tensor
 from cachepolicies.base.errors import InputError, ProfileError
 from cachepolicies.base.units import difference, row_rms
 from cachepolicies.calibration.blocks import BlockWatch
-from cachepolicies.calibration.latents import filtered_changes, output_sizes
+from cachepolicies.calibration.latents import filtered_changes, mean_distances, mean_magnitudes
 from cachepolicies.calibration.samples import CalibrationSamples
 from cachepolicies.calibration.trajectory import CheckedDenoiser, TrajectoryPoints, follow_model, follow_noised_data
 from cachepolicies.calibration.weights import measure_weights
 from cachepolicies.contracts.scheduler import Scheduler
-from cachepolicies.planning.replay import FILTERED, SIZE
+from cachepolicies.planning.replay import FILTERED
+from cachepolicies.policies.easycache import CHANGE_L1, DISPLACEMENT_L1, OUTPUT_L1
 from cachepolicies.profiles.schema import Trajectory
 from cachepolicies.sites.probe import BlocksProbe
 
@@ -111,10 +112,15 @@ def _looked_at(
     samples: CalibrationSamples,
     points: TrajectoryPoints,
     num_steps: int,
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, NDArray[Any]]:
     """Return the tables that thresholds are solved for on, beside the distances."""
     changes = filtered_changes(model, scheduler, samples, points.x[:num_steps], points.t[:num_steps])
-    return {SIZE: output_sizes(points.y)} | ({} if changes is None else {FILTERED: changes})
+    found: dict[str, NDArray[Any]] = {
+        OUTPUT_L1: mean_magnitudes(points.y),
+        CHANGE_L1: mean_distances(points.y),
+        DISPLACEMENT_L1: mean_distances(points.x[:num_steps]),
+    }
+    return found if changes is None else found | {FILTERED: changes}
 
 
 def _directional_differences(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attrs import evolve, field, frozen
@@ -15,6 +15,7 @@ from cachepolicies.contracts.step import RunInfo, Step
 
 if TYPE_CHECKING:
     from cachepolicies.contracts.setup import Setup
+    from cachepolicies.profiles.schema import Profile
 
 Grain: TypeAlias = Literal["call", "place"]
 """``"call"``: one decision for all places of a call; ``"place"``: one for each place."""
@@ -118,6 +119,27 @@ class PolicySettings(Contract, declares=True):
             num_steps: of it.
         """
         return self
+
+    @property
+    def stand_in(self) -> str | None:
+        """Spec of the substitute that goes with the rule where nobody names one and a budget is met; ``None`` for any.
+
+        A rule that looks at what flows on takes one that does not change evaluations.
+        """
+        return None
+
+    def simulated(self, profile: Profile) -> Sequence[float] | None:
+        """Return how many steps of each calibration run these settings evaluate, where the policy itself knows.
+
+        ``None``, as unless it says otherwise: it is replayed on points that have the RMS distances of the profile.
+
+        Args:
+            profile: with the tables that were measured.
+
+        Raises:
+            NeedsError: a table is missing.
+        """
+        return None
 
     @abstractmethod
     def resolve(self, setup: Setup) -> CachePolicy:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from attrs import define, frozen
+from attrs import define
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +25,7 @@ _WIDTH = 512
 _SEED = 7
 
 FILTERED = "filtered_change"
-SIZE = "output_size"
+"""Name of the table of changes of the latent through SeaCache's filter."""
 
 _TABLE_OF: Mapping[str, str] = {"spatial-latent": FILTERED}
 """Signals whose changes a profile keeps under another name than ``signal_change.<signal>``."""
@@ -36,9 +36,9 @@ class CalibrationRuns:
     """The runs of a profile, as points that have the distances that were measured.
 
     A latent is a point of few dimensions whose RMS distance from those of the other steps is the table
-    ``displacement``; likewise the outputs and the table ``change``, with their sizes where the profile knows them. A
-    signal is a number that grows by the relative change that was measured. So a policy that looks at distances, sizes
-    and relative changes decides as it did on the runs themselves, as long as what reuse does to them is small.
+    ``displacement``; likewise the outputs and the table ``change``. A signal is a number that grows by the relative
+    change that was measured. So a policy that looks at distances and relative changes decides as on the runs
+    themselves, as long as what reuse does to them is small.
 
     Attributes:
         profile: with the tables ``displacement`` and ``change``.
@@ -83,13 +83,12 @@ class CalibrationRuns:
     @cached_property
     def latents(self) -> Tensor:
         """``(N, S, width)`` float64."""
-        return _points(self._table("displacement"), None)
+        return _points(self._table("displacement"))
 
     @cached_property
     def outputs(self) -> Tensor:
         """``(N, S, width)`` float64."""
-        sizes = self.profile.tables.get(SIZE)
-        return _points(self._table("change"), None if sizes is None else np.asarray(sizes, dtype=np.float64))
+        return _points(self._table("change"))
 
     def _signal(self, name: str) -> Tensor:
         changes = self._table(_TABLE_OF.get(name, f"signal_change.{name}"), f"signal {name!r}")
@@ -106,30 +105,20 @@ class CalibrationRuns:
         return np.asarray(self.profile.tables[name], dtype=np.float64)
 
 
-@frozen
-class _Spread:
-    """A random rotation of few coordinates into many."""
-
-    def __call__(self, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
-        width = max(_WIDTH, coordinates.shape[1])
-        generator = np.random.default_rng(_SEED)
-        basis, _ = np.linalg.qr(generator.standard_normal((width, coordinates.shape[1])))
-        found: NDArray[np.float64] = coordinates @ basis.T * np.sqrt(width)
-        return found
+def _spread(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn few coordinates at random into many, so that means over them say what they say of a latent."""
+    width = max(_WIDTH, coordinates.shape[1])
+    basis, _ = np.linalg.qr(np.random.default_rng(_SEED).standard_normal((width, coordinates.shape[1])))
+    found: NDArray[np.float64] = coordinates @ basis.T * np.sqrt(width)
+    return found
 
 
-def _points(distances: NDArray[np.float64], sizes: NDArray[np.float64] | None) -> Tensor:
-    """Return points with given RMS distances, and sizes, of every sample: classical multidimensional scaling.
-
-    Args:
-        distances: ``(N, N, S)``.
-        sizes: ``(N, S)`` RMS of every point; the first one is the origin where they are not known.
-    """
-    spread, found = _Spread(), []
+def _points(distances: NDArray[np.float64]) -> Tensor:
+    """Return points ``(N, S, width)`` with RMS distances ``(N, N, S)``, the first at 0: multidimensional scaling."""
+    found = []
     for s in range(distances.shape[2]):
         squared = distances[:, :, s] ** 2
-        from_origin = squared[0] if sizes is None else sizes[:, s] ** 2
-        gram = 0.5 * (from_origin[:, None] + from_origin[None, :] - squared)
+        gram = 0.5 * (squared[0][:, None] + squared[0][None, :] - squared)
         values, vectors = np.linalg.eigh(gram)
-        found.append(spread(vectors * np.sqrt(values.clip(min=0.0))))
+        found.append(_spread(vectors * np.sqrt(values.clip(min=0.0))))
     return torch.from_numpy(np.stack(found, axis=1))

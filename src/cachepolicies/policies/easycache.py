@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from attrs import evolve, field, fields, frozen
@@ -16,6 +16,13 @@ from cachepolicies.contracts.reasons import EngineReason, Reason
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies.limits import Limits, within_limits
+
+
+if TYPE_CHECKING:
+    from cachepolicies.profiles.schema import Profile
+
+OUTPUT_L1, CHANGE_L1, DISPLACEMENT_L1 = "output_l1", "change_l1", "displacement_l1"
+"""Tables of mean magnitudes: of outputs, of differences of outputs, of differences of latents."""
 
 
 class EasyCacheReason(Reason):
@@ -79,6 +86,38 @@ class EasyCache(PolicySettings):
     threshold: float = field(default=0.05, converter=plain, validator=non_negative)
     first: int = field(default=10, converter=plain, validator=non_negative_int)
     last: int = field(default=1, converter=plain, validator=non_negative_int)
+
+    @property
+    def stand_in(self) -> str:
+        """The authors' own."""
+        return "residual"
+
+    def simulated(self, profile: Profile) -> list[float]:
+        """Return how many steps of each calibration run are evaluated, by the mean magnitudes in the profile.
+
+        Raises:
+            NeedsError: the profile does not have them.
+        """
+        profile.require(self.name, (OUTPUT_L1, CHANGE_L1, DISPLACEMENT_L1))
+        sizes, change, moved = (profile.tables[name] for name in (OUTPUT_L1, CHANGE_L1, DISPLACEMENT_L1))
+        return [
+            self._simulated(sizes[:, s].tolist(), change[:, :, s].tolist(), moved[:, :, s].tolist())
+            for s in range(profile.samples)
+        ]
+
+    def _simulated(self, size: list[float], change: list[list[float]], moved: list[list[float]]) -> float:
+        """Return how many steps of one run are evaluated, where what flows on is as large as the output itself."""
+        count, refreshes, total = len(size), [0], 0.0
+        for k in range(1, count):
+            protected = k < self.first or k >= count - self.last
+            if len(refreshes) > 1:
+                newest, before = refreshes[-1], refreshes[-2]
+                rate = change[newest][before] / moved[newest][before] if moved[newest][before] else math.nan
+                total += rate * moved[k][k - 1] / size[k - 1] if size[k - 1] else math.nan
+            if protected or len(refreshes) < 2 or not total < self.threshold:
+                refreshes.append(k)
+                total = 0.0
+        return float(len(refreshes))
 
     def for_budget(self, evaluations: int, num_steps: int) -> EasyCache:
         """Return the settings with fewer protected first steps, where they were left at the default."""

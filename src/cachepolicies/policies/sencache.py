@@ -120,7 +120,7 @@ class SenCache(PolicySettings):
             ``hold``.
         preset: ``"paper"``: the settings of arXiv 2602.24208, a tolerance of 0.1 behind a start with 0.01;
             ``"paper-fast"``: its faster one, 0.2; ``"constant"``: 0.1 from the first step on. With a budget the
-            tolerance is solved for instead, and the start stays. Beside a preset neither ``epsilon``
+            tolerance is solved for instead, and the start goes with it. Beside a preset neither ``epsilon``
             nor ``epsilon_start`` is given.
         max_nfe: hard budget of evaluations of each deciding sample in a run, branches at one t counted once. Once it
             is spent the sample is reused, whatever score, streak and protection say, and no tensor is read for it.
@@ -149,8 +149,11 @@ class SenCache(PolicySettings):
         return "epsilon"
 
     def with_knob(self, value: float) -> SenCache:
-        """Return the rule with another tolerance; behind the preset's start, where there is a preset."""
-        start = value if self.preset == "constant" else self.epsilon_start
+        """Return the rule with another tolerance; behind a preset's start in the same proportion."""
+        start = self.epsilon_start
+        if self.preset is not None:
+            proportion = 1.0 if self.preset == "constant" else EPSILON_START / _PRESETS[self.preset]
+            start = value * proportion
         return evolve(self, epsilon=value, epsilon_start=start, preset=None)
 
     def for_budget(self, evaluations: int, num_steps: int) -> SenCache:

@@ -30,8 +30,10 @@ class Profile(ProfileRecord):
     - the tables ``signal_change.<signal>`` and ``output_change``: ``(N - 1, S)``, relative L1 changes from step to
       step, the points that a polynomial was fitted to (TeaCache, arXiv 2411.19108).
 
-    - the tables ``output_size`` ``(N, S)``, RMS of the output, and ``filtered_change`` ``(N - 1, S)``, the relative L1
-      change from step to step of the latent through SeaCache's filter (arXiv 2602.18993).
+    - the table ``filtered_change`` ``(N - 1, S)``, the relative L1 change from step to step of the latent through
+      SeaCache's filter (arXiv 2602.18993);
+    - the tables ``displacement_l1`` and ``change_l1``, ``(N, N, S)`` float32, and ``output_l1`` ``(N, S)``: mean
+      magnitudes of the differences of latents and outputs, and of the outputs (EasyCache, arXiv 2507.02860).
 
     Attributes:
         name: what it is called in messages and lists.
