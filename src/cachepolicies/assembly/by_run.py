@@ -159,7 +159,7 @@ class ByRun:
             found = self.learned.begun_at(run.subject, run.first_t)
         if found is None or not self._is_enough(found):
             return Chosen(self._recording(run))
-        engine = self._served(found, found.timesteps)
+        engine = self._served(found, run.timesteps or found.timesteps)
         self._of_engine[id(engine)] = run.subject, found
         return Chosen(engine, _expected(found) if declaration is None else None)
 
@@ -184,7 +184,7 @@ class ByRun:
         if "change" not in profile.tables or "displacement" not in profile.tables:
             return without_profile(self.budget, timesteps or None, scheduler, self._site, self.substitute)
         if self.rule is None and serves(profile, timesteps):
-            return planned(profile, self.budget, profile.timesteps, scheduler, self._site, self.substitute)
+            return planned(profile, self.budget, timesteps, scheduler, self._site, self.substitute)
         rule = self.rule if isinstance(self.rule, SenCache) else None
         return adaptive(profile, self.budget, timesteps, scheduler, self._site, rule, self.substitute)
 
@@ -237,7 +237,7 @@ class ByRun:
 
         def keep(recorded: RecordedRun) -> None:
             with self._lock:
-                learned.keep(run.subject, self._profile_of(recorded))
+                learned.keep(run.subject, self._profile_of(recorded), run.timesteps)
 
         def refuse(why: str) -> None:
             self.sentence = f"nothing was learned: {why}"

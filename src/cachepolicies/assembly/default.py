@@ -12,6 +12,7 @@ from cachepolicies.contracts.policy import PolicySettings
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.site import ResolvedSite
 from cachepolicies.contracts.substitute import Substitute
+from cachepolicies.learning.recorder import part_of
 from cachepolicies.planning.best import best_plan
 from cachepolicies.planning.plan_record import Plan
 from cachepolicies.planning.planner import plan
@@ -52,11 +53,11 @@ class Recipe:
 
 
 def serves(profile: Profile, timesteps: Sequence[float]) -> bool:
-    """Return whether a profile was measured on these timesteps, so that its errors are those of the run."""
-    if len(profile.timesteps) != len(timesteps):
-        return False
-    slack = _SAME_T * max(abs(t) for t in timesteps)
-    return all(abs(a - b) <= slack for a, b in zip(profile.timesteps, timesteps, strict=True))
+    """Return whether a profile was measured on these timesteps, or on a part of them that follow each other.
+
+    Its errors are then those of the run; a pipeline with two denoisers calls each in a part of the run.
+    """
+    return bool(profile.timesteps) and part_of(profile.timesteps, timesteps) is not None
 
 
 def corrected_line(
@@ -91,18 +92,39 @@ def planned(
         NeedsError: the profile lacks what planning needs, or a target what its trials would say.
         SettingsError: the budget does not fit the run.
     """
-    made = _plan(profile, budget, timesteps, scheduler, site, substitute)
+    start = part_of(profile.timesteps, timesteps)
+    assert start is not None
+    of_part = budget if len(timesteps) == len(profile.timesteps) else _in_proportion(budget, profile, timesteps)
+    made = _plan(profile, of_part, profile.timesteps, scheduler, site, substitute)
     how = "learned from your own runs" if profile.trajectory == "recorded" else f"profile {profile.name!r}"
     expected = made.expected
     hope = ""
     if expected is not None and expected.psnr is not None and made.evaluations < len(timesteps):
         hope = f"; {expected.psnr.mean:.0f} dB expected"
+    policy = Schedule(plan=made)
+    if len(timesteps) != len(profile.timesteps):
+        policy = _shifted(made, start, len(timesteps))
     return Recipe(
-        Schedule(plan=made),
+        policy,
         made.substitute,
-        f"planned, {how}: {made.evaluations} of {len(timesteps)} steps are evaluated, {made.substitute} stands in"
+        f"planned, {how}: {made.evaluations} of {len(made.timesteps)} steps are evaluated, {made.substitute} stands in"
         + hope,
     )
+
+
+def _in_proportion(budget: Budget, profile: Profile, timesteps: Sequence[float]) -> Budget:
+    """Return the budget of a part of a run: of a number of evaluations its share."""
+    if budget.evaluations is None:
+        return budget
+    count = round(budget.evaluations * len(profile.timesteps) / len(timesteps))
+    return evolve(budget, evaluations=max(1, count))
+
+
+def _shifted(made: Plan, start: int, num_steps: int) -> Schedule:
+    """Return the steps of a plan for a part of a run, counted in the whole; steps outside of it are evaluated."""
+    inside = range(start, start + len(made.timesteps))
+    outside = (k for k in range(num_steps) if k not in inside)
+    return Schedule(refreshes=sorted({0, *outside, *(start + k for k in made.refreshes)}), num_steps=num_steps)
 
 
 def adaptive(

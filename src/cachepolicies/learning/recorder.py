@@ -13,10 +13,15 @@ from torch import Tensor
 from cachepolicies.base.projection import Projection
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.contracts.step import RunInfo, Step
+from cachepolicies.engine.call import Call
+from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.watch import Watch
 
 MOST_SAMPLES = 8
 """Samples of a batch that are recorded; the others are like them."""
+
+_SAME_T = 1e-5
+"""Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 
 FEWEST_STEPS = 5
 """Runs shorter than this have nothing to gain from reuse, and are not learned from."""
@@ -73,6 +78,8 @@ class RunRecorder(Watch):
     _outputs: Projection | None = field(default=None, init=False)
     _info: RunInfo | None = field(default=None, init=False)
     _wrong: str | None = field(default=None, init=False)
+    _over: bool = field(default=False, init=False)
+    _last: bool = field(default=False, init=False)
 
     def served(self, step: Step, decision: Decision, output: Tensor) -> None:
         """Keep the projections of an evaluation."""
@@ -94,9 +101,19 @@ class RunRecorder(Watch):
             if self._latents is None or self._outputs is None:
                 self._latents, self._outputs = (Projection(values[0].numel()) for values in (step.x, output))
             seen.append(_Seen(step.t, self._latents(step.x[rows]), self._outputs(output[rows])))
+            self._last = step.run.timesteps is not None and step.t == step.run.timesteps[-1]
+
+    def called(self, call: Call, invocation: Invocation) -> int:
+        """End a declared run at once when its last step is complete: nothing more comes, and no other may begin."""
+        if self._last and len({len(seen) for seen in self._seen.values()}) == 1:
+            self.finished()
+        return 0
 
     def finished(self) -> None:
-        """Hand on what was recorded, or why nothing was."""
+        """Hand on what was recorded, or why nothing was; once."""
+        if self._over:
+            return
+        self._over = True
         if self._info is None or self._latents is None or self._outputs is None:
             return
         wrong = self._wrong or self._incomplete()
@@ -129,11 +146,23 @@ class RunRecorder(Watch):
             return f"the branches {', '.join(map(repr, self._seen))} are not called at the same steps"
         if len(levels[0]) < FEWEST_STEPS:
             return f"it has {len(levels[0])} steps only"
-        declared = None if self._info is None else self._info.num_steps
-        if declared is not None and declared != len(levels[0]):
-            return f"it was declared with {declared} steps, and {len(levels[0])} were evaluated"
+        declared = None if self._info is None else self._info.timesteps
+        if declared is not None and part_of(levels[0], declared) is None:
+            return f"it was declared with {len(declared)} steps, and {len(levels[0])} others were evaluated"
         finite = all(torch.isfinite(each.output).all() for seen in self._seen.values() for each in seen)
         return None if finite else "an output is not finite"
+
+
+def part_of(levels: Sequence[float], timesteps: Sequence[float]) -> int | None:
+    """Return where in a run levels begin that follow each other there, ``None`` if they do not.
+
+    A pipeline with two denoisers calls each of them in a part of the run only.
+    """
+    slack = _SAME_T * max(abs(t) for t in timesteps)
+    for start in range(len(timesteps) - len(levels) + 1):
+        if all(abs(a - b) <= slack for a, b in zip(levels, timesteps[start:], strict=False)):
+            return start
+    return None
 
 
 def tables_of(steps: Sequence[Sequence[Tensor]], samples: int, entries: int) -> NDArray[np.float64]:

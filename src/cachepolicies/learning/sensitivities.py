@@ -58,7 +58,7 @@ class SensitivityRecorder(RunRecorder):
         """Evaluate where the step before would have been with the present latent, and with the present level."""
         output, before = self._pending.pop(call.branch, None), self._points.get(call.branch)
         if output is None or self._wrong is not None:
-            return 0
+            return super().called(call, invocation)
         x, made = invocation.x.detach().clone(), 0
         if before is not None and before.level != call.t and not torch.equal(before.x, x):
             with torch.no_grad():
@@ -73,6 +73,7 @@ class SensitivityRecorder(RunRecorder):
             self._measured.setdefault(call.branch, []).append(self._by_sample(torch.stack([r.double() for r in rows])))
             made = 2
         self._points[call.branch] = _Point(x, _kept(invocation.t), call.t, output)
+        super().called(call, invocation)
         return made
 
     def _by_sample(self, rows: Tensor) -> NDArray[np.float64]:

@@ -69,13 +69,13 @@ class LearnedProfiles:
                 return profile
         return None
 
-    def keep(self, subject: Subject, profile: Profile) -> None:
-        """Keep a profile, in memory and in the folder.
+    def keep(self, subject: Subject, profile: Profile, timesteps: tuple[float, ...] | None = None) -> None:
+        """Keep a profile, in memory and in the folder, for runs with these timesteps; the profile's own if ``None``.
 
         Where the folder cannot be written, a warning says so once and the profile serves this process alone. A model
         that cannot be told from others is kept in memory only.
         """
-        name = subject.of_run(profile.timesteps)
+        name = subject.of_run(timesteps or profile.timesteps)
         self._known.pop(name, None)  # the one that was learned last stands last
         self._known[name] = profile
         if self.folder is None or not subject.identified:
