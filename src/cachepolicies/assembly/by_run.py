@@ -9,6 +9,7 @@ from typing import TypeAlias
 from attrs import define, evolve, field, frozen
 
 from cachepolicies.assembly.default import (
+    LEARNED,
     Recipe,
     adaptive,
     corrected_line,
@@ -268,7 +269,7 @@ class ByRun:
         model, scheduler, info = self.setup.model, self.scheduler(), recorded.info
         curves = {name: Curve(recorded.timesteps[: len(made)], made) for name, made in recorded.curves.items()}
         return Profile(
-            name=f"learned-{model_class_name(model)}-{len(recorded.timesteps)}".lower(),
+            name=f"{LEARNED}{model_class_name(model)}-{len(recorded.timesteps)}".lower(),
             model=ModelInfo(model_class_name(model)),
             prediction_type=None if scheduler is None else scheduler.prediction_type,
             latent_shape=tuple(info.shape[1:]),

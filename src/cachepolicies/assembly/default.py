@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from attrs import evolve, frozen
 
 from cachepolicies.base.budget import Budget
-from cachepolicies.base.errors import NeedsError
+from cachepolicies.base.errors import NeedsError, SettingsError
 from cachepolicies.contracts.policy import PolicySettings
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.site import ResolvedSite
@@ -22,7 +22,11 @@ from cachepolicies.policies.schedule import Schedule
 from cachepolicies.policies.sencache import SenCache
 from cachepolicies.policies.uniform import Uniform
 from cachepolicies.profiles.schema import Profile, SchedulerInfo
+from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.tolerances.optimal import Optimal
+
+LEARNED = "learned-"
+"""What the names of learned profiles begin with."""
 
 _SAME_T = 1e-5
 
@@ -95,8 +99,10 @@ def planned(
     start = part_of(profile.timesteps, timesteps)
     assert start is not None
     of_part = budget if len(timesteps) == len(profile.timesteps) else _in_proportion(budget, profile, timesteps)
-    made = _plan(profile, of_part, profile.timesteps, scheduler, site, substitute)
-    how = "learned from your own runs" if profile.trajectory == "recorded" else f"profile {profile.name!r}"
+    if substitute is None and not _tried_on(profile, scheduler, site):
+        substitute = corrected_line(scheduler, timesteps, site, along_path=True)
+    made = _plan(profile, of_part, scheduler, site, substitute)
+    how = "learned from your own runs" if profile.name.startswith(LEARNED) else f"profile {profile.name!r}"
     expected = made.expected
     hope = ""
     if expected is not None and expected.psnr is not None and made.evaluations < len(timesteps):
@@ -161,7 +167,7 @@ def adaptive(
                 f"target={budget.given!r} needs a plan with trials, and profile {profile.name!r} was measured on other "
                 "timesteps than the run's; give a budget, or calibrate with these steps"
             )
-        made = _plan(profile, budget, timesteps, scheduler, site)
+        made = _plan(profile, budget, scheduler, site)
         count: float = made.evaluations
     else:
         count = budget.of_run(steps, skipped_by(site))
@@ -218,30 +224,32 @@ def skipped_by(site: ResolvedSite) -> float:
 def _plan(
     profile: Profile,
     budget: Budget,
-    timesteps: tuple[float, ...],
     scheduler: Scheduler | None,
     site: ResolvedSite,
     substitute: str | Substitute | None = None,
 ) -> Plan:
-    tried = substitute is None and bool(profile.trials) and _tried_on(profile, scheduler) and site.replaces_evaluations
+    """Return the plan for the timesteps of a profile; with no substitute, the best of those that were tried."""
+    count = len(profile.timesteps)
+    known = scheduler if scheduler is not None and _visits(scheduler, profile.timesteps) else None
+    if substitute is not None:
+        weights = _weights_of(profile)
+        if budget.target is not None:
+            return plan(profile, target=budget.target, substitute=substitute, weights=weights, scheduler=known)
+        wanted = budget.of_run(count, skipped_by(site))
+        return plan(profile, wanted, substitute=substitute, weights=weights, scheduler=known)
+    if not _tried_on(profile, scheduler, site):
+        raise NeedsError(
+            f"target={budget.given!r} needs trials of plans with this scheduler, and profile {profile.name!r} has "
+            "none; give a budget, or run `cachepolicies trials`"
+        )
     if budget.target is not None:
-        if substitute is not None:
-            return plan(profile, target=budget.target, substitute=substitute, scheduler=scheduler)
-        if not tried:
-            raise NeedsError(
-                f"target={budget.given!r} needs trials of plans with this scheduler, and profile {profile.name!r} has "
-                "none; give a budget, or run `cachepolicies trials`"
-            )
-        return best_plan(profile, target=budget.target, scheduler=scheduler)
-    count = budget.of_run(len(timesteps), skipped_by(site))
-    if tried:
-        return best_plan(profile, count, scheduler=scheduler)
-    if substitute is None:
-        substitute = corrected_line(scheduler, timesteps, site, along_path=True)
-    return plan(profile, count, substitute=substitute, weights=_weights_of(profile), scheduler=scheduler)
+        return best_plan(profile, target=budget.target, scheduler=known)
+    return best_plan(profile, budget.of_run(count, skipped_by(site)), scheduler=known)
 
 
-def _tried_on(profile: Profile, scheduler: Scheduler | None) -> bool:
+def _tried_on(profile: Profile, scheduler: Scheduler | None, site: ResolvedSite) -> bool:
+    if not profile.trials or not site.replaces_evaluations:
+        return False
     return scheduler is None or profile.scheduler == SchedulerInfo.of(scheduler)
 
 
@@ -252,6 +260,17 @@ def _weights_of(profile: Profile) -> WeightKind:
 def _corrects(scheduler: Scheduler | None, timesteps: Sequence[float] | None, site: ResolvedSite) -> bool:
     if scheduler is None or timesteps is None or not site.replaces_evaluations or scheduler.evaluations_per_step != 1:
         return False
+    if not _visits(scheduler, timesteps):
+        return False
+    try:
+        impulse_response(scheduler, len(timesteps))
+    except SettingsError:  # clipped or thresholded samples: what an error grows to depends on its size
+        return False
+    return True
+
+
+def _visits(scheduler: Scheduler, timesteps: Sequence[float]) -> bool:
+    """Return whether a run of a scheduler has these timesteps; not where a pipeline shifts them for every picture."""
     own = scheduler.timesteps(len(timesteps))
     slack = _SAME_T * max(abs(t) for t in timesteps)
     return all(abs(a - b) <= slack for a, b in zip(own, timesteps, strict=True))

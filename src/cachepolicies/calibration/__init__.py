@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from cachepolicies.calibration.count import EvaluationCount as EvaluationCount
 from cachepolicies.calibration.count import evaluations_needed as evaluations_needed
-from cachepolicies.calibration.driver import calibrate as calibrate
+from cachepolicies.calibration.driver import calibrate_denoiser as calibrate_denoiser
+from cachepolicies.calibration.entry import calibrate as calibrate
 from cachepolicies.calibration.partial import clear_checkpoint as clear_checkpoint
+from cachepolicies.calibration.pipeline import calibrate_pipeline as calibrate_pipeline
 from cachepolicies.calibration.refine import Refinement as Refinement
 from cachepolicies.calibration.refine import refine as refine
 from cachepolicies.calibration.samples import CalibrationSamples as CalibrationSamples
@@ -20,6 +22,8 @@ __all__ = [
     "ImpulseResponse",
     "Refinement",
     "calibrate",
+    "calibrate_denoiser",
+    "calibrate_pipeline",
     "clear_checkpoint",
     "evaluations_needed",
     "impulse_response",

@@ -1,4 +1,4 @@
-"""`calibrate`: batch after batch, with a progress bar and a checkpoint, into a profile."""
+"""`calibrate_denoiser`: batch after batch, with a progress bar and a checkpoint, into a profile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def calibrate(
+def calibrate_denoiser(
     model: Callable[..., Any],
     scheduler: object,
     samples: CalibrationSamples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def filtered_changes(
         seen.append(filtered(latent, noise.at(level), power).flatten(1).double())
     changes = [
         ((now - before).abs().mean(dim=1) / (before.abs().mean(dim=1) + _SMALLEST)).cpu().numpy()
-        for before, now in zip(seen[:-1], seen[1:], strict=True)
+        for before, now in pairwise(seen)
     ]
     return np.stack(changes) if changes else None
 

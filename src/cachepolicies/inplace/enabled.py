@@ -61,6 +61,11 @@ class Enabled:
         self._bindings = tuple(bindings)
 
     @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """What serves each denoiser, in the order of the pipeline's components."""
+        return self._bindings
+
+    @property
     def trace(self) -> Trace:
         """The record of the run in progress, or of the last one; of two denoisers, one behind the other."""
         return _joined(self._bindings)

@@ -17,7 +17,6 @@ from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.policies.limits import Limits, within_limits
 
-
 if TYPE_CHECKING:
     from cachepolicies.profiles.schema import Profile
 
