@@ -1,4 +1,4 @@
-"""`calibrate`: the one name for calibrating a denoiser in a loop of the library's own, or a pipeline in its own loop."""
+"""`calibrate`: one name for a denoiser in a loop of the library's own, and for a pipeline in its own loop."""
 
 from __future__ import annotations
 
