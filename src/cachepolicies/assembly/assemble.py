@@ -39,6 +39,9 @@ from cachepolicies.schedulers.resolve import scheduler_of
 from cachepolicies.sites.resolve import resolved_site
 from cachepolicies.substitutes.resolve import as_substitute
 
+BEST = "best"
+"""The word for leaving the policy out, where a word has to stand."""
+
 SWITCH = "CACHEPOLICIES_LEARN"
 """Environment variable: 0 switches learning off where a call does not say otherwise."""
 
@@ -199,7 +202,7 @@ def _engine(
 
 
 def _policy_of(parts: Parts) -> PolicySettings | None:
-    if parts.policy == Schedule.name and not parts.settings and parts.budget is not None:
+    if parts.policy == BEST or (parts.policy == Schedule.name and not parts.settings and parts.budget is not None):
         return None  # a schedule without steps of its own is the plan
     if parts.policy is not None:
         return as_policy(parts.policy, parts.settings)

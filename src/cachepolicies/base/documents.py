@@ -54,7 +54,11 @@ class DocumentFormat:
 
     def write(self, document: dict[str, Any], target: Path) -> None:
         """Write the fields of a record; the file appears whole or not at all."""
-        write_atomically(target, dump({"format": self.name, **document}).encode())
+        write_atomically(target, self.text(document).encode())
+
+    def text(self, document: dict[str, Any]) -> str:
+        """Return the fields of a record as the text of a file."""
+        return dump({"format": self.name, **document})
 
     @contextlib.contextmanager
     def naming(self, source: Path) -> Iterator[None]:

@@ -20,6 +20,9 @@ Target = Annotated[
         "cachepolicies.reference.workloads:video_dit.",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+"""Every command that prints something has it."""
+
 Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="Argument of the function; may be given several times."),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cachepolicies.base.errors import ProfileError, SettingsError
-from cachepolicies.cli._options import Options, Target, seeds_from, workload_of
+from cachepolicies.cli._options import AsJson, Options, Target, seeds_from, workload_of
 from cachepolicies.cli._trials import FURTHER, try_and_save
 from cachepolicies.profiles.schema import Trajectory
 
@@ -45,6 +45,7 @@ def calibrate(
         typer.Option(help="Folder for finished batches: an interrupted calibration resumes. Default: OUT.partial"),
     ] = None,
     notes: Annotated[str, typer.Option(help="Free text for the profile.")] = "",
+    as_json: AsJson = False,
     option: Options = None,
 ) -> None:
     """Calibrate a denoiser once: how fast its output changes along the sampler's own steps."""
@@ -52,7 +53,7 @@ def calibrate(
 
     from cachepolicies.calibration import CalibrationSamples, clear_checkpoint
     from cachepolicies.calibration import calibrate as measure
-    from cachepolicies.profiles.io import save_profile
+    from cachepolicies.profiles.io import profile_as_json, save_profile
     from cachepolicies.profiles.summary import summarise
 
     if out.suffix != ".json":
@@ -83,6 +84,9 @@ def calibrate(
     clear_checkpoint(kept)
     if trials != "none" and given.scheduler.evaluations_per_step == 1 and profile.num_steps > 1:
         profile = try_and_save(given, profile, out, FURTHER, substitute=trials)
+    if as_json:
+        typer.echo(profile_as_json(profile))
+        return
     Console().print(summarise(profile))
     typer.echo(path)
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachepolicies.base.budget import as_budget
 from cachepolicies.base.errors import SettingsError
+from cachepolicies.cli._options import AsJson
 
 if TYPE_CHECKING:
     from cachepolicies.planning.plan_record import Plan
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 def plan(
     profile: Annotated[str, typer.Argument(help="A shipped name, a .json file or a Hub repository.")],
-    budget: Annotated[int | None, typer.Option(help="Most evaluations of a run; this or --target.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="What a run may cost: evaluations (22), a part (0.4), or 2.5x; this or --target.")
+    ] = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -68,10 +72,11 @@ def plan(
         Path | None, typer.Option(help="Draw tolerance, weights and trade-off into this .png, .svg or .pdf.")
     ] = None,
     curve: Annotated[bool, typer.Option("--curve", help="Show the best plan for every budget.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plan a run: which steps to evaluate so that a budget of evaluations costs the least quality."""
     from cachepolicies.base.console import wide_console
-    from cachepolicies.planning.io import save_plan
+    from cachepolicies.planning.io import plan_as_json, save_plan
     from cachepolicies.planning.planner import plan as make
     from cachepolicies.planning.plot import plot_plan
     from cachepolicies.planning.summary import summarise_plan
@@ -89,14 +94,23 @@ def plan(
         "num_steps": num_steps,
         **words,
     }
-    made = make(profile, budget, target=_target(target), always=tuple(always or ()), **settings)
+    made = make(
+        profile,
+        None if budget is None else as_budget(budget),
+        target=_target(target),
+        always=tuple(always or ()),
+        **settings,
+    )
     if refine is not None and workload is not None:
         made = _refined(made, profile, workload, refine, samples, settings)
-    wide_console().print(summarise_plan(made, curve=curve))
+    if as_json:
+        typer.echo(plan_as_json(made))
+    else:
+        wide_console().print(summarise_plan(made, curve=curve))
     if out is not None:
-        typer.echo(save_plan(made, out))
+        typer.echo(save_plan(made, out), err=as_json)
     if plot is not None:
-        typer.echo(plot_plan(made, plot))
+        typer.echo(plot_plan(made, plot), err=as_json)
 
 
 def _refined(made: Plan, profile: str, workload: str, evaluations: int, samples: int, settings: dict[str, Any]) -> Plan:

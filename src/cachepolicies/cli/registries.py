@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich import box
@@ -14,14 +14,12 @@ from rich.text import Text
 
 from cachepolicies.base.console import wide_console
 from cachepolicies.base.errors import CacheWarning
+from cachepolicies.cli._options import AsJson
 from cachepolicies.registry.load import PluginFailure, Plugins, load_plugins
 from cachepolicies.registry.registry import Registry
 
 _PIPED_WIDTH = 200
 """Columns when the output goes to a file or another program: each name stays on one line."""
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
 
 LISTS = {
     "adapters": "List the adapters: model classes whose block stack is known.",

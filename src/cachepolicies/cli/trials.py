@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cachepolicies.base.errors import ProfileError
-from cachepolicies.cli._options import Options, Target, workload_of
+from cachepolicies.cli._options import AsJson, Options, Target, workload_of
 from cachepolicies.cli._trials import FURTHER, try_and_save
 
 
@@ -27,11 +27,12 @@ def trials(
         list[int] | None, typer.Option(help="Evaluations of a run to try; may be given several times.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples beside the calibration's own.")] = FURTHER,
+    as_json: AsJson = False,
     option: Options = None,
 ) -> None:
     """Try plans of a profile: what to expect of them on new samples, which targets in dB need."""
     from cachepolicies.base.console import wide_console
-    from cachepolicies.profiles.io import read_profile
+    from cachepolicies.profiles.io import profile_as_json, read_profile
     from cachepolicies.profiles.summary import summarise_trials
 
     if samples < 0:
@@ -42,6 +43,9 @@ def trials(
     tried = try_and_save(
         workload_of(workload, option), read_profile(profile), profile, samples, substitute=substitute, **plans
     )
+    if as_json:
+        typer.echo(profile_as_json(tried))
+        return
     wide_console().print(summarise_trials(tried.trials[-1]))
     typer.echo(profile)
 

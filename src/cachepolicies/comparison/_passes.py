@@ -61,7 +61,10 @@ class PreparedCandidate:
                 substitute=candidate.substitute,
                 site=candidate.site,
                 limits=candidate.limits,
+                budget=candidate.budget,
+                target=candidate.target,
                 audit=audit,
+                learn=False,  # what is compared must not depend on what ran before
             )
         return cls(candidate, num_steps, counted, cached)
 

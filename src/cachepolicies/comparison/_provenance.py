@@ -41,10 +41,11 @@ def settings_of(
     for sampler in order:
         if sampler.cached is not None and sampler.candidate.kind == "policy":
             cached = sampler.cached
-            taken = "" if cached.policy is cached.settings else f", resolved to {cached.policy!r}"
-            settings[sampler.label] = (
-                f"{cached.settings!r}{taken}, substitute {cached.substitute!r}, site {cached.site!r}"
+            taken = (
+                "" if cached.policy is cached.settings or cached.choice.sentence else f", resolved to {cached.policy!r}"
             )
+            named = cached.choice.sentence or repr(cached.settings)
+            settings[sampler.label] = f"{named}{taken}, substitute {cached.substitute!r}, site {cached.site!r}"
     return settings
 
 

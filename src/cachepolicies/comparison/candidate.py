@@ -21,11 +21,14 @@ class Candidate:
 
     Attributes:
         label: in the table; unique.
-        policy: what `CachedDenoiser` takes as policy; ``None`` for the bare model, with fewer steps then.
+        policy: what `CachedDenoiser` takes as policy, ``"best"`` for what it does where none is named; ``None`` for the
+            bare model, with fewer steps then.
         num_steps: of the sampler; ``None`` for the workload's own.
         profile: what `CachedDenoiser` takes as profile.
-        substitute: what stands in for a skipped evaluation.
+        substitute: what stands in for a skipped evaluation, as `CachedDenoiser` takes it.
         site: where the evaluation is cut, as `CachedDenoiser` takes it.
+        budget: what a run may cost, as `CachedDenoiser` takes it.
+        target: what it has to reach instead.
         limits: laid around the policy.
         baselines: whether the baselines are sampled for it, where the comparison has them.
         kind: what the report shows it as.
@@ -36,12 +39,14 @@ class Candidate:
     policy: str | PolicySettings | None = None
     num_steps: int | None = None
     profile: Profile | str | Path | None = None
-    substitute: str = "hold"
-    site: str | Site = "output"
+    substitute: str | None = None
+    site: str | Site | None = None
     limits: Limits | None = None
     baselines: bool = True
     kind: CandidateKind = field(kw_only=True)
     matches: str | None = None
+    budget: int | float | str | None = None
+    target: str | None = None
 
     @kind.default
     def _kind_of_policy(self) -> CandidateKind:

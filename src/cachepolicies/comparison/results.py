@@ -132,6 +132,7 @@ class Comparison:
         provenance: versions and machine, name to text.
         moved: PSNR of each uncached sample against itself with its first output changed at random, dB; empty where that
             was not looked at.
+        failures: label of every candidate that failed while it was sampled, and its error.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Comparison:
     settings: Mapping[str, str]
     provenance: Mapping[str, str]
     moved: tuple[float, ...] = ()
+    failures: Mapping[str, str] = field(factory=dict)
 
     @property
     def uncached(self) -> Result:
@@ -231,6 +233,8 @@ class Comparison:
                 *cells(row, self.score_names),
                 end_section=following is not None and following.kind == "policy",
             )
+        for label, error in self.failures.items():
+            table.add_row(Text(f"{label}: FAILED, {error}", style="bold red"))
         return table
 
     def to_csv(self, path: str | Path | None = None) -> str:

@@ -19,7 +19,6 @@ from cachepolicies.comparison.metrics import psnr, ssim
 from cachepolicies.comparison.results import Change, Comparison, Result
 from cachepolicies.comparison.stability import moved_psnr
 from cachepolicies.comparison.workload import Workload
-from cachepolicies.policies.uniform import Uniform
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,10 +65,12 @@ def compare(
         console: where to show it instead.
 
     Returns:
-        The comparison, the uncached result first.
+        The comparison, the uncached result first. Where a candidate failed while it was sampled, the others are there
+        and ``failures`` says what happened; what is wrong with a setting shows before anything is sampled.
 
     Raises:
         SettingsError: no seeds, no candidates, a label twice, or a number out of range; also a wrong policy.
+        Exception: what the uncached model raised; or, where every candidate failed, what the first of them did.
         NeedsError: torchmetrics is not installed, or a policy needs a profile.
         ProfileError: a profile does not fit.
         InputError: the workload's inputs, pictures or scores have the wrong shape.
@@ -83,20 +84,30 @@ def compare(
     finished: dict[str, SamplingPass] = {}
     seconds: dict[str, list[float]] = {}
     order: list[PreparedCandidate] = []
+    failures: dict[str, Exception] = {}
     with progress_bar(progress, console) as report, torch.no_grad():
         _warm_up(workload, batches[0])
         for sampler in planned:
+            try:
+                finished[sampler.label] = sample_all(workload, sampler, batches, report)
+            except Exception as error:
+                if sampler.candidate.kind == "uncached":
+                    raise  # nothing can be compared without it
+                failures[sampler.label] = error
+                continue
             order.append(sampler)
-            finished[sampler.label] = sample_all(workload, sampler, batches, report)
             if baselines and sampler.candidate.baselines and sampler.candidate.kind == "policy":
                 taken = {*finished, *(each.label for each in planned)}
-                for matched in matched_baselines(workload, sampler.candidate, finished[sampler.label].mean_nfe):
+                for matched in matched_baselines(workload, sampler, finished[sampler.label].mean_nfe):
                     clash = matched.label in taken
                     label = f"{matched.label}, {sampler.label}" if clash else matched.label
                     baseline = attrs.evolve(matched, label=label)
                     if baseline.label not in taken:
-                        order.append(PreparedCandidate.of(workload, baseline))
-                        finished[baseline.label] = sample_all(workload, order[-1], batches, report)
+                        prepared = PreparedCandidate.of(workload, baseline)
+                        finished[baseline.label] = sample_all(workload, prepared, batches, report)
+                        order.append(prepared)
+        if len(failures) == len(candidates):
+            raise next(iter(failures.values()))
         for label, first in finished.items():
             seconds[label] = [first.seconds]
         for _ in range(repeats - 1):
@@ -124,23 +135,26 @@ def compare(
         results=tuple(results),
         shown=tuple(seeds[:shown]),
         moved=moved,
+        failures={label: f"{type(error).__name__}: {error}" for label, error in failures.items()},
         settings=settings_of(workload, order, batch_size, repeats, min(audited, len(seeds))),
         provenance=provenance_of(batches[0].inputs.noise),
     )
 
 
-def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> tuple[Candidate, ...]:
+def matched_baselines(workload: Workload, sampler: PreparedCandidate, nfe: float) -> tuple[Candidate, ...]:
     """Return the baselines with as many evaluations as a policy took, to the nearest step.
 
     Args:
         workload: sampled by all of them.
-        candidate: the policy.
+        sampler: the policy, set up.
         nfe: its mean evaluations per sample.
 
     Returns:
         ``fewer steps (n)``, the same solver without a cache, and ``uniform (n)``, evenly spaced reuse in as many steps
         as the policy had. None if that is every step.
     """
+    candidate, cached = sampler.candidate, sampler.cached
+    assert cached is not None
     steps = candidate.num_steps or workload.num_steps
     stages = workload.scheduler.evaluations_per_step
     # the last step of a two-stage sampler takes one evaluation, by the scheduler's contract
@@ -148,14 +162,16 @@ def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> t
     if wanted >= steps:
         return ()
     fewer = Candidate(f"fewer steps ({wanted})", None, wanted, kind="fewer steps", matches=candidate.label)
-    site = candidate.site if isinstance(candidate.site, str) else candidate.site.name
-    place = "" if site == "output" else f" at {site}"
+    place = "" if cached.site == "output" else f" at {cached.site}"
+    left_open = candidate.substitute is None and cached.substitute.name != "hold"
     uniform = Candidate(
         f"uniform ({wanted}){place}",
-        Uniform(evaluations=wanted),
+        "uniform",
         steps,
-        substitute=candidate.substitute,
-        site=candidate.site,
+        budget=wanted,
+        profile=candidate.profile,
+        substitute=None if left_open else candidate.substitute or "hold",
+        site=cached.site if candidate.site is None else candidate.site,
         kind="uniform",
         matches=candidate.label,
     )
@@ -188,7 +204,7 @@ def _judge(
         label=sampler.label,
         kind=sampler.candidate.kind,
         matches=sampler.candidate.matches,
-        policy="" if sampler.cached is None else repr(sampler.cached.settings),
+        policy="" if sampler.cached is None else sampler.cached.choice.sentence or repr(sampler.cached.settings),
         num_steps=sampler.num_steps,
         nfe=finished.nfe,
         calls=finished.calls,

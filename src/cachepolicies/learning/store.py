@@ -20,7 +20,7 @@ from cachepolicies.profiles.schema import Profile
 HOME = "CACHEPOLICIES_HOME"
 """Environment variable with the folder to use instead of the user's cache folder."""
 
-_FILE = "profile.json"
+FILE = "profile.json"
 _SAME_T = 1e-5
 
 
@@ -92,19 +92,23 @@ class LearnedProfiles:
         """Forget a profile in this process; it stays on disk, where it may serve others."""
         self._known.pop(subject.of_run(profile.timesteps), None)
 
-    def all(self) -> Iterator[tuple[Path, Profile]]:
-        """Yield the folder and the profile of everything that can be read, oldest first."""
+    def all(self) -> Iterator[tuple[Path, Profile | ProfileError]]:
+        """Yield the folder and the profile of everything that is kept, oldest first; the error where it is damaged."""
         if self.folder is None or not self.folder.is_dir():
             return
-        for place in sorted((each for each in self.folder.iterdir() if (each / _FILE).exists()), key=_age):
-            with contextlib.suppress(ProfileError):
-                yield place, read_profile(place / _FILE)
+        for place in sorted((each for each in self.folder.iterdir() if (each / FILE).exists()), key=_age):
+            found: Profile | ProfileError
+            try:
+                found = read_profile(place / FILE)
+            except ProfileError as error:
+                found = error
+            yield place, found
 
     def _read(self, place: Path) -> None:
-        if not (place / _FILE).exists():
+        if not (place / FILE).exists():
             return
         try:
-            self._known[place.name] = read_profile(place / _FILE)
+            self._known[place.name] = read_profile(place / FILE)
         except ProfileError as error:
             self._warn(f"a learned profile is damaged and is learned anew: {error}")
 
@@ -112,13 +116,13 @@ class LearnedProfiles:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            save_profile(profile, beside / _FILE)
+            save_profile(profile, beside / FILE)
             if target.exists():  # damaged, or older than this one
                 os.replace(target, beside / "replaced")
             try:
                 os.replace(beside, target)
             except OSError:
-                if not (target / _FILE).exists():  # else another process was first, and learned the same
+                if not (target / FILE).exists():  # else another process was first, and learned the same
                     raise
             shutil.rmtree(target / "replaced", ignore_errors=True)
         finally:

@@ -32,6 +32,11 @@ def save_plan(plan: Plan, path: str | Path) -> Path:
     return target
 
 
+def plan_as_json(plan: Plan) -> str:
+    """Return a plan as the text that `save_plan` writes."""
+    return PLAN.text(_plan_converter().unstructure(plan))
+
+
 def read_plan(path: str | Path) -> Plan:
     """Read a plan and check all of it.
 

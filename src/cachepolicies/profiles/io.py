@@ -95,6 +95,13 @@ def save_profile(profile: Profile, path: str | Path) -> Path:
     return target
 
 
+def profile_as_json(profile: Profile) -> str:
+    """Return a profile as JSON text, of its tables the shapes only."""
+    document: dict[str, Any] = _profile_converter().unstructure(profile)
+    shapes = {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in sorted(profile.tables.items())}
+    return PROFILE.text({**document, "tables": shapes})
+
+
 def read_profile(path: str | Path) -> Profile:
     """Read a profile of this version or an earlier one, and check all of it.
 

@@ -27,6 +27,7 @@ from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.choice import Choice
 from cachepolicies.engine.engine import enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
@@ -177,6 +178,11 @@ class CachedDenoiser(RunAwareDenoiser):
         self._branch: ContextVar[str | None] = ContextVar("branch", default=None)
         if self.profile is not None and self._scheduler is not None:
             check_profile(self.profile, scheduler=self._scheduler)
+
+    @property
+    def choice(self) -> Choice:
+        """What chooses policy and substitute of every run; its ``sentence`` says which, and where they are from."""
+        return self._choice
 
     @property
     def policy(self) -> CachePolicy:
