@@ -24,7 +24,18 @@ from denoisers import SHAPE, Counted, mixture
 
 @pytest.mark.parametrize(
     ("given_as", "evaluations"),
-    [(22, 22), (1, 1), (50, 50), (0.4, 20), ("0.4", 20), ("40%", 20), ("2.5x", 20), ("22", 22), (np.int64(7), 7), (1.0, 50)],
+    [
+        (22, 22),
+        (1, 1),
+        (50, 50),
+        (0.4, 20),
+        ("0.4", 20),
+        ("40%", 20),
+        ("2.5x", 20),
+        ("22", 22),
+        (np.int64(7), 7),
+        (1.0, 50),
+    ],
 )
 def test_what_a_budget_may_be(given_as, evaluations):
     budget = as_budget(given_as)
@@ -33,7 +44,8 @@ def test_what_a_budget_may_be(given_as, evaluations):
 
 
 @pytest.mark.parametrize(
-    "wrong", [0, -3, 0.0, -0.1, 1.5, 22.0, "0", "0x", "0.5x", "x", "many", "", True, None, float("nan"), [22], "45dB", "101%"]
+    "wrong",
+    [0, -3, 0.0, -0.1, 1.5, 22.0, "0", "0x", "0.5x", "x", "many", "", True, None, float("nan"), [22], "45dB", "101%"],
 )
 def test_what_it_may_not_be(wrong):
     if wrong is None:
@@ -101,7 +113,9 @@ def test_it_is_met_on_other_samples(policy, budget):
     assert asked is not None
     work = cached.trace.work
     assert work is not None
-    assert abs(50 * work - asked.of_run(50)) <= 1.0 if site == "output" else abs(cached.nfe - asked.of_run(50, 0.97)) <= 2
+    assert (
+        abs(50 * work - asked.of_run(50)) <= 1.0 if site == "output" else abs(cached.nfe - asked.of_run(50, 0.97)) <= 2
+    )
 
 
 def test_what_was_given_is_not_overruled(mixture_profile):
@@ -137,7 +151,9 @@ def test_a_quality_needs_trials(mixture_profile):
 
 def test_a_quality_that_nothing_reaches_evaluates_everything():
     workload = workloads.sound_transformer()
-    cached = CachedDenoiser(workload.denoiser, target="140dB", profile="sound-transformer", scheduler=workload.scheduler)
+    cached = CachedDenoiser(
+        workload.denoiser, target="140dB", profile="sound-transformer", scheduler=workload.scheduler
+    )
     assert "50 of 50 steps are evaluated" in repr(cached)
 
 
@@ -151,7 +167,12 @@ def test_a_policy_whose_table_is_missing_says_which(mixture_profile):
         CachedDenoiser(Counted(mixture()), "easycache", budget=10, profile=bare)
     with pytest.raises(NeedsError, match="met by solving for its threshold on the runs of a measured profile"):
         CachedDenoiser(Counted(mixture()), "easycache", budget=10).run(timesteps=FlowEuler().timesteps(20)).__enter__()
-        sample(CachedDenoiser(Counted(mixture()), "easycache", budget=10), FlowEuler(), torch.randn(1, *SHAPE), num_steps=20)
+        sample(
+            CachedDenoiser(Counted(mixture()), "easycache", budget=10),
+            FlowEuler(),
+            torch.randn(1, *SHAPE),
+            num_steps=20,
+        )
 
 
 # --- the replay ---------------------------------------------------------------------------------------------------------

@@ -175,7 +175,8 @@ class _Chosen:
         if self.recording:
             watch = _Counting(self.recorded.append, self.refused.append, advance=self.advance)
         engine = self.latest if self.policy is None else attrs.evolve(self.latest, policy=self.policy)
-        return Chosen(attrs.evolve(engine, watch=watch))
+        # the step that is reused may be another denoiser's: that nothing is reused here is no news to anybody
+        return Chosen(attrs.evolve(engine, watch=watch, warned={"no reuse", "few steps"}))
 
     def unexpected(self, engine: Engine) -> Engine:
         """Return the engine: nothing is expected."""
