@@ -87,7 +87,7 @@ def test_a_fraction_is_of_the_work(fraction, steps, skipped):
     assert abs(work - fraction) <= 0.5 * skipped / steps + 1e-9
 
 
-# --- every policy with a threshold meets it -----------------------------------------------------------------------------
+# --- every policy with a threshold meets it --------------------------------------------------------------------------
 
 THRESHOLDS = ("sencache", "sencache:preset=constant", "sencache:preset=paper", "seacache")
 
@@ -146,7 +146,7 @@ def test_a_quality_needs_trials(mixture_profile):
     with pytest.raises(NeedsError, match="needs a profile with trials"):
         CachedDenoiser(Counted(mixture()), target="45dB", learn=False)
     cached = CachedDenoiser(workloads.sound_transformer().denoiser, target="45dB", profile="sound-transformer")
-    assert 0 < cached.choice.sentence.count("of 50 steps are evaluated")
+    assert "of 50 steps are evaluated" in cached.choice.sentence
 
 
 def test_a_quality_that_nothing_reaches_evaluates_everything():
@@ -175,7 +175,7 @@ def test_a_policy_whose_table_is_missing_says_which(mixture_profile):
         )
 
 
-# --- the replay ---------------------------------------------------------------------------------------------------------
+# --- the replay ------------------------------------------------------------------------------------------------------
 
 
 def test_replayed_points_have_the_distances_that_were_measured(mixture_profile):
