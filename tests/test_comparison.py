@@ -213,11 +213,10 @@ def test_baselines_take_as_many_evaluations_as_the_policy(comparison):
 
 def test_matching_counts_the_stages_of_heun():
     workload = tiny(scheduler="karras-heun", num_steps=10)
-    prepared = PreparedCandidate.of(workload, Candidate("p", "never"))
-    fewer, uniform = matched_baselines(workload, prepared, 9.0)
+    fewer, uniform = matched_baselines(workload, Candidate("p", "never"), 9.0)
     assert fewer.num_steps == 5  # 2 * 5 - 1 evaluations
     assert uniform.num_steps == 10
-    assert matched_baselines(workload, prepared, 19.0) == ()
+    assert matched_baselines(workload, Candidate("p", "never"), 19.0) == ()
 
 
 def test_equal_samples_are_infinitely_close(profile):

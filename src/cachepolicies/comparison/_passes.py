@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -71,6 +72,17 @@ class PreparedCandidate:
     @property
     def label(self) -> str:
         return self.candidate.label
+
+    @property
+    def as_it_is(self) -> Candidate:
+        """The candidate with the site that it has, and with ``hold`` where that is what it took."""
+        if self.cached is None:
+            return self.candidate
+        site = self.cached.site if self.candidate.site is None else self.candidate.site
+        substitute = self.candidate.substitute
+        if substitute is None and self.cached.substitute.name == "hold":
+            substitute = "hold"
+        return attrs.evolve(self.candidate, site=site, substitute=substitute)
 
     def sample(self, scheduler: Scheduler, batch: Batch, callback: Callable[[Evaluation], object]) -> Tensor:
         denoiser: Callable[..., Any] = self.counted if self.cached is None else self.cached

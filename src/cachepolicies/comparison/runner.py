@@ -98,7 +98,7 @@ def compare(
             order.append(sampler)
             if baselines and sampler.candidate.baselines and sampler.candidate.kind == "policy":
                 taken = {*finished, *(each.label for each in planned)}
-                for matched in matched_baselines(workload, sampler, finished[sampler.label].mean_nfe):
+                for matched in matched_baselines(workload, sampler.as_it_is, finished[sampler.label].mean_nfe):
                     clash = matched.label in taken
                     label = f"{matched.label}, {sampler.label}" if clash else matched.label
                     baseline = attrs.evolve(matched, label=label)
@@ -141,20 +141,18 @@ def compare(
     )
 
 
-def matched_baselines(workload: Workload, sampler: PreparedCandidate, nfe: float) -> tuple[Candidate, ...]:
+def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> tuple[Candidate, ...]:
     """Return the baselines with as many evaluations as a policy took, to the nearest step.
 
     Args:
         workload: sampled by all of them.
-        sampler: the policy, set up.
+        candidate: the policy.
         nfe: its mean evaluations per sample.
 
     Returns:
         ``fewer steps (n)``, the same solver without a cache, and ``uniform (n)``, evenly spaced reuse in as many steps
         as the policy had. None if that is every step.
     """
-    candidate, cached = sampler.candidate, sampler.cached
-    assert cached is not None
     steps = candidate.num_steps or workload.num_steps
     stages = workload.scheduler.evaluations_per_step
     # the last step of a two-stage sampler takes one evaluation, by the scheduler's contract
@@ -162,16 +160,16 @@ def matched_baselines(workload: Workload, sampler: PreparedCandidate, nfe: float
     if wanted >= steps:
         return ()
     fewer = Candidate(f"fewer steps ({wanted})", None, wanted, kind="fewer steps", matches=candidate.label)
-    place = "" if cached.site == "output" else f" at {cached.site}"
-    left_open = candidate.substitute is None and cached.substitute.name != "hold"
+    site = candidate.site if candidate.site is None or isinstance(candidate.site, str) else candidate.site.name
+    place = "" if site in (None, "output") else f" at {site}"
     uniform = Candidate(
         f"uniform ({wanted}){place}",
         "uniform",
         steps,
         budget=wanted,
         profile=candidate.profile,
-        substitute=None if left_open else candidate.substitute or "hold",
-        site=cached.site if candidate.site is None else candidate.site,
+        substitute=candidate.substitute,
+        site=candidate.site,
         kind="uniform",
         matches=candidate.label,
     )
