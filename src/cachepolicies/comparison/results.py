@@ -16,6 +16,7 @@ from rich.text import Text
 from torch import Tensor
 
 from cachepolicies.comparison._extras import check_installed
+from cachepolicies.comparison.verdict import verdict_of
 from cachepolicies.engine.trace import Trace
 
 CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform"]
@@ -149,6 +150,10 @@ class Comparison:
         """The reference."""
         return self.results[0]
 
+    def verdict(self) -> str:
+        """Return one sentence: what is saved at what distance, beside fewer steps at as many evaluations."""
+        return verdict_of(self)
+
     @property
     def score_names(self) -> tuple[str, ...]:
         """Names of the workload's scores."""
@@ -276,6 +281,8 @@ class Comparison:
             "format": FORMAT,
             "workload": self.name,
             "seeds": self.seeds,
+            "verdict": self.verdict(),
+            "failures": dict(self.failures),
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
             "rows": rows,
