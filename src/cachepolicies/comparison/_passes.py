@@ -16,7 +16,7 @@ from torch import Tensor
 from cachepolicies.base.errors import CacheWarning, RunError
 from cachepolicies.comparison._counted import CountedDenoiser
 from cachepolicies.comparison._progress import ReportProgress
-from cachepolicies.comparison.candidate import Candidate
+from cachepolicies.comparison.candidate import Candidate, ForeignDenoiser
 from cachepolicies.comparison.results import Change
 from cachepolicies.comparison.workload import Inputs, Workload
 from cachepolicies.contracts.scheduler import Scheduler
@@ -45,6 +45,7 @@ class PreparedCandidate:
     num_steps: int
     counted: CountedDenoiser
     cached: CachedDenoiser | None
+    foreign: ForeignDenoiser | None = None
 
     @classmethod
     def of(cls, workload: Workload, candidate: Candidate, audit: float = 0.0) -> PreparedCandidate:
@@ -52,6 +53,8 @@ class PreparedCandidate:
         num_steps = workload.num_steps if candidate.num_steps is None else candidate.num_steps
         workload.scheduler.timesteps(num_steps)
         cached = None
+        if candidate.foreign is not None:
+            return cls(candidate, num_steps, counted, None, candidate.foreign(workload))
         if candidate.policy is not None:
             profile = candidate.profile
             cached = CachedDenoiser(
@@ -74,6 +77,19 @@ class PreparedCandidate:
         return self.candidate.label
 
     @property
+    def method(self) -> str:
+        """Policy, substitute and site by name, without settings."""
+        if self.foreign is not None:
+            return self.label.partition(" (")[0]
+        if self.cached is None or self.candidate.policy is None:
+            return self.candidate.kind
+        policy = "best" if self.candidate.policy == "best" else self.cached.policy.name
+        substitute = self.cached.substitute
+        corrected = ", corrected" if substitute.corrects else ""
+        place = "" if self.cached.site == "output" else f" at {self.cached.site}"
+        return f"{policy}, {substitute.name}{corrected}{place}"
+
+    @property
     def as_it_is(self) -> Candidate:
         """The candidate with the site that it has, and with ``hold`` where that is what it took."""
         if self.cached is None:
@@ -85,7 +101,7 @@ class PreparedCandidate:
         return attrs.evolve(self.candidate, site=site, substitute=substitute)
 
     def sample(self, scheduler: Scheduler, batch: Batch, callback: Callable[[Evaluation], object]) -> Tensor:
-        denoiser: Callable[..., Any] = self.counted if self.cached is None else self.cached
+        denoiser: Callable[..., Any] = self.foreign or self.cached or self.counted
         site = None if self.cached is None else self.cached.resolved_site
         with warnings.catch_warnings(), self.counted.counting(site):
             warnings.simplefilter("ignore", CacheWarning)  # the traces keep them, and the report shows them
@@ -144,6 +160,9 @@ def sample_all(
         samples.append(drawn)
         calls = seen
         model_calls += sampler.counted.calls
+        if sampler.foreign is not None:
+            nfe.extend([sampler.foreign.evaluations] * len(batch.seeds))
+            continue
         if sampler.cached is None:
             nfe.extend([sampler.counted.calls] * len(batch.seeds))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from collections import defaultdict
@@ -9,12 +10,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
 from cachepolicies.comparison.results import Change, Comparison, Result
 
 INK, MUTED, GRID = "#1c2733", "#5b6875", "#e3e8ee"
-COLOURS = {"uncached": INK, "policy": "#1f6fb4", "fewer steps": "#d1701a", "uniform": "#4c8f5a"}
+COLOURS = {"uncached": INK, "policy": "#1f6fb4", "fewer steps": "#d1701a", "uniform": "#4c8f5a", "foreign": "#a03c6e"}
+METHODS = ("#1f6fb4", "#7b4fb5", "#0f8a8a", "#b5462f", "#5f7f1f", "#93622b", "#c2408b", "#3f5fa8")
+"""Colours of the lines of different methods."""
 REUSED = "#dfe7ef"
 WIDTH = 10.0
 """Inches of a figure as wide as the page."""
@@ -24,32 +28,57 @@ TALLEST = 0.8
 MOST_LABELLED = 40
 """Samples that a timeline can label one by one."""
 DIFFERENCE_GAIN = 5.0
+PLAYED = 900
+"""Pixels across of a video that plays, about."""
+FRAME_TIME = 160
+"""Milliseconds of a frame."""
 
 
 def quality(comparison: Comparison) -> Any:
-    """Draw PSNR against evaluations: the mean over the samples as a line, the worst sample below it."""
-    figure = _report_figure(WIDTH, 4.0)
+    """Draw PSNR against evaluations, a line for each method, its settings in the order of their work."""
+    lines = lines_of(comparison)
+    figure = _report_figure(WIDTH, 4.6 + 0.16 * max(0, len(lines) - 8))
     axes = figure.subplots()
-    rows = list(zip(comparison.results, comparison.rows(), strict=True))
-    for kind, marker in (("policy", "o"), ("fewer steps", "s"), ("uniform", "^")):
-        points = sorted(
-            (row["nfe"], row["psnr_mean"], row["psnr_worst"])
-            for result, row in rows
-            if result.kind == kind and math.isfinite(row["psnr_mean"]) and math.isfinite(row["psnr_worst"])
-        )
-        if not points:
-            continue
-        nfe, mean, worst = zip(*points, strict=True)
-        colour = COLOURS[kind]
-        axes.plot(nfe, mean, marker=marker, color=colour, lw=1.8, ms=7, label=f"{kind}, mean")
-        axes.plot(nfe, worst, marker=marker, color=colour, lw=1, ls=":", ms=4, alpha=0.8, label=f"{kind}, worst sample")
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    shades = iter(METHODS * (1 + len(lines) // len(METHODS)))
+    for line in lines:
+        colour = COLOURS[line.kind] if line.kind != "policy" else next(shades)
+        marker = {"policy": "o", "fewer steps": "s", "uniform": "^", "foreign": "D"}[line.kind]
+        nfe, mean, worst = zip(*line.points, strict=True)
+        axes.plot(nfe, mean, marker=marker, color=colour, lw=1.8, ms=6, label=line.name)
+        axes.plot(nfe, worst, marker=marker, color=colour, lw=0.9, ls=":", ms=3, alpha=0.7)
+    if lines:
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("evaluations per sample")
+    axes.set_xlabel("evaluations per sample (dotted: the worst sample)")
     axes.set_ylabel("PSNR against uncached, dB")
     _tidy(axes, grid="both")
     return figure
+
+
+@frozen
+class Line:
+    """One method in the chart: its settings as points, in the order of their work.
+
+    Attributes:
+        name: of the method.
+        kind: of its results.
+        points: evaluations, mean PSNR and worst PSNR of each setting.
+    """
+
+    name: str
+    kind: str
+    points: tuple[tuple[float, float, float], ...]
+
+
+def lines_of(comparison: Comparison) -> list[Line]:
+    """Return a line for each method: what shares policy, substitute and site, whatever the threshold or the budget."""
+    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    for result, row in zip(comparison.results, comparison.rows(), strict=True):
+        if result.kind == "uncached" or not (math.isfinite(row["psnr_mean"]) and math.isfinite(row["psnr_worst"])):
+            continue
+        name = result.method or result.kind
+        found.setdefault((result.kind, name), []).append((row["nfe"], row["psnr_mean"], row["psnr_worst"]))
+    return [Line(name, kind, tuple(sorted(points))) for (kind, name), points in found.items()]
 
 
 def strip(comparison: Comparison, number: int) -> Any:
@@ -70,6 +99,32 @@ def strip(comparison: Comparison, number: int) -> Any:
         distance,
         f"frames, seed {comparison.shown[number]}",
     )
+
+
+def played(comparison: Comparison, result: Result, number: int) -> bytes:
+    """Return a video that plays, as a GIF: the uncached one, that of a result, and their difference, side by side.
+
+    Args:
+        comparison: with pictures kept.
+        result: with as many.
+        number: which of the shown samples, from 0.
+    """
+    from PIL import Image
+
+    reference, cached = comparison.uncached.pictures[number].numpy(), result.pictures[number].numpy()
+    difference = np.clip(np.abs(cached - reference) * DIFFERENCE_GAIN, 0, 1)
+    gap = np.ones((*reference.shape[:2], max(1, reference.shape[2] // 12)))
+    panels = np.concatenate([reference, gap, cached, gap, difference], axis=2)
+    scale = max(1, round(PLAYED / panels.shape[2]))
+    frames = [
+        Image.fromarray((np.clip(frame, 0, 1) * 255).astype(np.uint8)).resize(
+            (frame.shape[1] * scale, frame.shape[0] * scale), Image.Resampling.NEAREST
+        )
+        for frame in panels
+    ]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=FRAME_TIME, loop=0)
+    return buffer.getvalue()
 
 
 def sample_sheet(comparison: Comparison) -> Any:

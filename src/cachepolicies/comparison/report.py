@@ -103,6 +103,8 @@ def rendered_report(comparison: Comparison) -> str:
         quality=_picture(figures.quality(comparison), "", "PSNR against evaluations, for every way of sampling"),
         samples=_samples(comparison),
         video=figures.is_video(comparison),
+        played=_played(comparison),
+        verdict=comparison.verdict(),
         timelines=[
             _picture(
                 figures.timeline(comparison, result),
@@ -123,6 +125,19 @@ def rendered_report(comparison: Comparison) -> str:
     )
 
 
+def _played(comparison: Comparison) -> list[Picture]:
+    """Return the shown videos as the first policy made them, playing."""
+    policies = [result for result in comparison.results if result.kind == "policy"]
+    if not policies or not figures.is_video(comparison):
+        return []
+    found = []
+    for number, seed in enumerate(comparison.shown[:STRIPS]):
+        data = base64.b64encode(figures.played(comparison, policies[0], number)).decode("ascii")
+        words = f"seed {seed}: uncached, {policies[0].label}, and their difference, playing"
+        found.append(Picture(f"seed {seed}", data, words, figures.PLAYED))
+    return found
+
+
 def _headline(comparison: Comparison) -> list[tuple[str, str, str]]:
     """Return one line a policy: its label, what it saved, and what it kept against the better baseline."""
     lines = []
@@ -131,7 +146,8 @@ def _headline(comparison: Comparison) -> list[tuple[str, str, str]]:
         if result.kind != "policy":
             continue
         row = rows[result.label]
-        saved = f"{row['nfe']:.1f} of {result.calls} evaluations, {row['speed_up']:.2f} times as fast"
+        faster = "" if comparison.busy else f", {row['speed_up']:.2f} times as fast"
+        saved = f"{row['nfe']:.1f} of {result.calls} evaluations{faster}"
         kept = f"{row['psnr_mean']:.1f} dB"
         against = [
             f"{other['psnr_mean']:.1f} dB {other['kind']}"
@@ -154,7 +170,7 @@ def _table_rows(comparison: Comparison) -> list[TableRow]:
         TableRow(
             label=result.label,
             kind=result.kind.replace(" ", "-"),
-            cells=cells(row, comparison.score_names),
+            cells=cells(row, comparison.score_names, timed=not comparison.busy),
             first=group == result.label,
             best=groups.count(group) > 1 and row["psnr_mean"] == best.get(group),
             policy=result.policy,

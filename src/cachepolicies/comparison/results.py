@@ -19,7 +19,7 @@ from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.verdict import verdict_of
 from cachepolicies.engine.trace import Trace
 
-CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform"]
+CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform", "foreign"]
 
 FORMAT = "cachepolicies-comparison-1"
 
@@ -64,6 +64,7 @@ class Result:
         traces: one a batch; empty without a cache.
         changes: the audited reuses; empty without an audit.
         notes: what the traces had to say.
+        method: policy, substitute and site without their settings; what makes one line of a chart.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Result:
     traces: tuple[Trace, ...] = field(default=(), repr=False)
     changes: tuple[Change, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    method: str = ""
 
     @property
     def mean_nfe(self) -> float:
@@ -96,6 +98,8 @@ class Result:
     @property
     def work(self) -> float:
         """Work of a sample in uncached calls, by FLOPs; ``nan`` where it is not known what a reuse skips."""
+        if self.kind == "foreign":
+            return math.nan  # what runs beside the network's blocks is not counted
         if not self.traces:
             return float(self.calls)
         parts = [trace.work for trace in self.traces]
@@ -134,6 +138,8 @@ class Comparison:
         moved: PSNR of each uncached sample against itself with its first output changed at random, dB; empty where that
             was not looked at.
         failures: label of every candidate that failed while it was sampled, and its error.
+        busy: why the wall times say little; empty where they can be believed.
+        repeat: Python that makes the comparison again.
     """
 
     name: str
@@ -144,6 +150,8 @@ class Comparison:
     provenance: Mapping[str, str]
     moved: tuple[float, ...] = ()
     failures: Mapping[str, str] = field(factory=dict)
+    busy: str = ""
+    repeat: str = ""
 
     @property
     def uncached(self) -> Result:
@@ -235,11 +243,14 @@ class Comparison:
             following = self.results[number + 1] if number + 1 < len(self.results) else None
             table.add_row(
                 Text(result.label if starts_group else f"  {result.label}"),
-                *cells(row, self.score_names),
+                *cells(row, self.score_names, timed=not self.busy),
                 end_section=following is not None and following.kind == "policy",
             )
         for label, error in self.failures.items():
             table.add_row(Text(f"{label}: FAILED, {error}", style="bold red"))
+        if self.busy:
+            table.caption = f"~ the machine was busy, times say little: {self.busy}"
+            table.caption_justify = "left"
         return table
 
     def to_csv(self, path: str | Path | None = None) -> str:
@@ -282,6 +293,8 @@ class Comparison:
             "workload": self.name,
             "seeds": self.seeds,
             "verdict": self.verdict(),
+            "busy": self.busy,
+            "repeat": self.repeat,
             "failures": dict(self.failures),
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
@@ -295,16 +308,23 @@ class Comparison:
         return _written(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", path)
 
 
-def cells(row: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the numbers of one row as a reader sees them, in the order of the table's columns."""
+def cells(row: Mapping[str, Any], scores: tuple[str, ...], timed: bool = True) -> tuple[str, ...]:
+    """Return the numbers of one row as a reader sees them, in the order of the table's columns.
+
+    Args:
+        row: of `Comparison.rows`.
+        scores: names of the workload's.
+        timed: whether the wall times can be believed; marked where not, and no ratio is made of them.
+    """
+    mark = "" if timed else "~"
     spread = "" if _is_nan(row["psnr_std"]) else f" ± {row['psnr_std']:.1f}"
     return (
         f"{row['nfe']:.1f}",
         f"{row['cache_ratio']:.0%}",
         _as_cell(row["work"], ".0%"),
-        f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}",
-        f"{row['speed_up']:.2f}x",
-        f"{row['speed_up'] / row['ideal_speed_up']:.0%}",
+        mark + (f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}"),
+        f"{row['speed_up']:.2f}x" if timed else "~",
+        f"{row['speed_up'] / row['ideal_speed_up']:.0%}" if timed else "~",
         _as_cell(row["psnr_mean"], ".1f") + spread,
         _as_cell(row["psnr_worst"], ".1f"),
         _as_cell(row["unstable"], "d"),

@@ -23,13 +23,13 @@ def verdict_of(comparison: Comparison) -> str:
     steps, taken = comparison.uncached.num_steps, best.mean_nfe
     mean = statistics.fmean(best.psnr)
     near = "exactly the uncached samples" if math.isinf(mean) else f"{mean:.1f} dB from the uncached samples"
-    first = f"{best.label} evaluates {taken:.1f} of {comparison.uncached.mean_nfe:g} times and gives {near}"
+    first = f"{best.label} takes {taken:.1f} of {comparison.uncached.mean_nfe:g} evaluations and is {near}"
     if math.isinf(mean) and taken >= comparison.uncached.mean_nfe:
         return f"{comparison.name}: {first}: nothing was saved."
     rival = _rival(comparison, best)
     if rival is None:
         return f"{comparison.name}: {first} (no fewer steps to compare with)."
-    other = f"{rival.num_steps} plain steps instead of {steps}, as many evaluations"
+    other = f"{rival.num_steps} plain steps instead of {steps}"
     if gain > _LEVEL:
         said = f"{gain:.1f} dB nearer than {other}"
     elif gain < -_LEVEL:
