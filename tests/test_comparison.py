@@ -300,8 +300,8 @@ def test_the_report_is_complete_and_needs_nothing_else(comparison, tmp_path):
     cells = re.findall(r'<tr class="([\w-]+)[^>]*>\s*<td>([^<]*)</td>', html)
     assert cells == [(result.kind.replace(" ", "-"), result.label) for result in comparison.results]
     sources = re.findall(r'\b(?:src|href)\s*=\s*"([^"]*)"', html)
-    assert len(sources) == 1 + 1 + 2 + 2  # quality, the pictures, timelines, changes
-    assert all(source.startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert len(sources) == 1 + 2 + 1 + 2 + 2  # quality, videos that play, the pictures, timelines, changes
+    assert all(re.match("data:image/(png;base64,iVBOR|gif;base64,R0lG)", source) for source in sources)
     assert not re.search(r"https?://|url\(|<script|<link|@import", html)
     for words in ("seeds", "SenCache(epsilon=0.2", torch.__version__, "flow-euler"):
         assert words in html

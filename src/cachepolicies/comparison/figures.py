@@ -113,7 +113,7 @@ def played(comparison: Comparison, result: Result, number: int) -> bytes:
 
     reference, cached = comparison.uncached.pictures[number].numpy(), result.pictures[number].numpy()
     difference = np.clip(np.abs(cached - reference) * DIFFERENCE_GAIN, 0, 1)
-    gap = np.ones((*reference.shape[:2], max(1, reference.shape[2] // 12)))
+    gap = np.full((*reference.shape[:2], max(1, reference.shape[2] // 12)), 0.5)
     panels = np.concatenate([reference, gap, cached, gap, difference], axis=2)
     scale = max(1, round(PLAYED / panels.shape[2]))
     frames = [

@@ -112,6 +112,7 @@ def rendered_report(comparison: Comparison) -> str:
                 f"which calls {result.label} evaluated, for every sample",
             )
             for result in policies
+            if result.traces
         ],
         changes=[
             _picture(
@@ -150,7 +151,7 @@ def _headline(comparison: Comparison) -> list[tuple[str, str, str]]:
         saved = f"{row['nfe']:.1f} of {result.calls} evaluations{faster}"
         kept = f"{row['psnr_mean']:.1f} dB"
         against = [
-            f"{other['psnr_mean']:.1f} dB {other['kind']}"
+            f"{other['psnr_mean']:.1f} dB {other['label'] if other['kind'] == 'foreign' else other['kind']}"
             for other in rows.values()
             if other["matches"] == result.label
         ]

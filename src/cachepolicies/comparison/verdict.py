@@ -28,7 +28,7 @@ def verdict_of(comparison: Comparison) -> str:
         return f"{comparison.name}: {first}: nothing was saved."
     rival = _rival(comparison, best)
     if rival is None:
-        return f"{comparison.name}: {first} (no fewer steps to compare with)."
+        return f"{comparison.name}: {first} (compared with nothing else)."
     other = f"{rival.num_steps} plain steps instead of {steps}"
     if gain > _LEVEL:
         said = f"{gain:.1f} dB nearer than {other}"
