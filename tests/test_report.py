@@ -112,7 +112,7 @@ def test_wall_times_of_a_busy_machine_are_marked():
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "~1.0" in text
     assert "x " not in text.split("seconds")[1].split("busy")[0]  # no ratio is made of them
-    assert "the machine was busy" in rendered_report(busy)
+    assert "The machine was busy" in rendered_report(busy)
 
 
 def test_the_report_needs_nothing_but_itself():
