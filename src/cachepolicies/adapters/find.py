@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
-from cachepolicies.base.models import unwrap
+from cachepolicies.base.models import network_inside
 from cachepolicies.contracts.adapter import Adapter, Blocks, submodule
 from cachepolicies.registry import load as _plugins
 
@@ -19,12 +19,9 @@ def network_of(denoiser: Any) -> nn.Module | None:
     """Return the network that a denoiser calls, ``None`` where there is no telling.
 
     A module is its own network; compiled modules, partials and bound methods are looked through. A wrapper (a guided
-    denoiser, say) names the module it calls by an attribute ``network``.
+    denoiser, say), itself a module or not, names the module it calls by an attribute ``network``.
     """
-    inner = unwrap(denoiser)
-    if not isinstance(inner, nn.Module):
-        inner = unwrap(getattr(inner, "network", None))
-    return inner if isinstance(inner, nn.Module) else None
+    return network_inside(denoiser)
 
 
 def adapter_of(network: nn.Module) -> Adapter:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_MOST_WRAPPERS = 8
+
 _PLAIN_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
@@ -84,6 +86,20 @@ def unwrap(model: Any) -> Any:
             model = model.__self__
         else:
             return model
+
+
+def network_inside(model: object) -> nn.Module | None:
+    """Return the network that a denoiser calls, ``None`` where there is no telling.
+
+    A module is its own network, unless it names another by an attribute ``network``, as a wrapper does that is itself a
+    module; compiled modules, partials and bound methods are looked through. Wrappers around wrappers are followed.
+    """
+    found, seen = None, 0
+    inner = unwrap(model)
+    while inner is not None and seen < _MOST_WRAPPERS:
+        found = inner if isinstance(inner, nn.Module) else found
+        inner, seen = unwrap(getattr(inner, "network", None)), seen + 1
+    return found
 
 
 def is_plain_function(model: object) -> bool:

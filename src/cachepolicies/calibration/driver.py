@@ -23,6 +23,7 @@ from cachepolicies.calibration.partial import PartialResults
 from cachepolicies.calibration.samples import CalibrationSamples
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerInfo, Trajectory
+from cachepolicies.schedulers.conventions import Convention, in_convention
 from cachepolicies.schedulers.resolve import as_scheduler
 from cachepolicies.sites.probe import BlocksProbe
 
@@ -49,6 +50,7 @@ def calibrate_denoiser(
     progress: bool = True,
     console: Console | None = None,
     notes: str = "",
+    convention: str | Convention | None = None,
 ) -> Profile:
     """Measure how fast a denoiser's output changes along the solver's own steps.
 
@@ -99,19 +101,24 @@ def calibrate_denoiser(
         progress: show the number of evaluations and a progress bar on stderr.
         console: where to show it instead.
         notes: free text for the profile.
+        convention: how the model counts t and which way its velocity points, where not as diffusers does: a name of
+            `cachepolicies.schedulers.CONVENTIONS`. The profile counts as this library does. A named convention is
+            checked: where the samples seem not to arrive at data, the others are tried, at ten evaluations each.
 
     Returns:
         The profile, not yet saved.
 
     Raises:
         InputError: the denoiser's output is no tensor, of another batch size or not finite; names t and sample.
-        ProfileError: x or t does not change over a step, the output never changes (with weights only), or the
+        ProfileError: the samples do not arrive at data in this convention, and do in another, which is named; x or t
+            does not change over a step, the output never changes (with weights only), or the
             checkpoint is damaged or another calibration's.
         RunError: the scheduler visits other t than it announces.
         SettingsError: a setting is out of range, or seeds or data are missing.
         UnknownNameError: no scheduler is registered under the name.
     """
     scheduler = as_scheduler(scheduler)
+    model = in_convention(model, convention)
     probe = probe_of(model, blocks)
     if batch_size is None:
         batch_size = 8 if checkpoint is None else 1
@@ -150,6 +157,7 @@ def calibrate_denoiser(
                 evaluated=evaluated,
                 probe=probe,
                 weighed=weighed,
+                check=convention is not None and start == 0,
             )
             if partial is not None:
                 partial.add(batch)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cachepolicies.base.errors import InputError, ProfileError
 from cachepolicies.base.units import difference, row_rms
+from cachepolicies.calibration.arrival import check_arrival
 from cachepolicies.calibration.blocks import BlockWatch
 from cachepolicies.calibration.latents import filtered_changes, mean_distances, mean_magnitudes
 from cachepolicies.calibration.samples import CalibrationSamples
@@ -64,6 +65,7 @@ def measure_batch(
     evaluated: Callable[[int], None],
     probe: BlocksProbe | None = None,
     weighed: Sequence[int] = (),
+    check: bool = False,
 ) -> BatchMeasurements:
     """Measure one batch; holds its N latents and the outputs of all its evaluations, nothing of other batches.
 
@@ -77,6 +79,7 @@ def measure_batch(
         evaluated: called with the number of rows after every evaluation.
         probe: watches the block stack at the first evaluation of every step, where it is wanted.
         weighed: the steps that get a measured weight, with ``"model"`` only.
+        check: whether the samples have to arrive at data; see `cachepolicies.calibration.arrival`.
 
     Raises:
         InputError: the denoiser's output is no tensor, of another batch size or not finite; or the sampler's is not.
@@ -89,6 +92,8 @@ def measure_batch(
         walk = follow_model if trajectory == "model" else follow_noised_data
         watch = None if probe is None else BlockWatch(probe, start)
         points, recording = walk(denoiser, scheduler, samples, num_steps, watch)
+        if check and recording is not None:
+            check_arrival(model, scheduler, samples, points.y[0], points.x[0], recording.sample)
         alpha_x, alpha_t, rho = _directional_differences(denoiser, points, start)
         weight = np.empty((0, len(samples)))
         if recording is not None:

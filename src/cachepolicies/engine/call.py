@@ -23,11 +23,13 @@ class Declaration:
     Attributes:
         given: the timesteps as given, or ``None`` where only their number was announced.
         announced_steps: number of steps, where the caller counts them itself and gives the index with every call.
+        levels: the same as this library counts noise levels, where the model is called otherwise.
         timesteps: the noise levels in order of visit, without repeats; ``None`` where they were not given.
     """
 
     given: DeclaredTimesteps | None
     announced_steps: int | None = None
+    levels: tuple[float, ...] | None = None
     timesteps: tuple[float, ...] | None = field(init=False)
     _rising: tuple[float, ...] = field(init=False, repr=False)
     _exactly: frozenset[float] = field(init=False, repr=False)
@@ -37,8 +39,9 @@ class Declaration:
         # By noise level, not by position: a sampler that jumps back (RePaint) visits a level several times.
         if self.given is None:
             return None
-        rising = direction_of(self.given.values) > 0
-        return tuple(sorted(set(self.given.values), reverse=not rising))
+        values = self.given.values if self.levels is None else self.levels
+        rising = direction_of(values) > 0
+        return tuple(sorted(set(values), reverse=not rising))
 
     @_rising.default
     def _in_order(self) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from cachepolicies.base.settings import shown
 from cachepolicies.contracts.denoiser import RunAwareDenoiser
 from cachepolicies.contracts.scheduler import SamplingRun
 from cachepolicies.schedulers._noise import as_generators, check_one_per_sample
+from cachepolicies.schedulers.conventions import Convention, as_convention, in_convention
 from cachepolicies.schedulers.resolve import as_scheduler
 
 
@@ -48,6 +49,7 @@ def sample(
     num_steps: int,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     callback: Callable[[Evaluation], object] | None = None,
+    convention: str | Convention | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """Sample from noise to the end.
@@ -64,6 +66,8 @@ def sample(
         num_steps: steps of the sampler; a Heun step takes two evaluations.
         generator: drawn from by stochastic samplers; with one for each sample, a sample does not depend on its batch.
         callback: called with an `Evaluation` after each one.
+        convention: how the denoiser counts t and which way its velocity points, where not as diffusers does; a
+            ``CachedDenoiser`` knows its own.
         kwargs: passed on to the denoiser.
 
     Returns:
@@ -79,6 +83,8 @@ def sample(
     _check_noise(x)
     sampler = as_scheduler(scheduler)
     given: object = denoiser
+    counted = as_convention(getattr(denoiser, "convention", None) if convention is None else convention)
+    called = in_convention(denoiser, counted)
     aware = given if isinstance(given, RunAwareDenoiser) else None
     if aware is not None:
         aware.check_scheduler(sampler)
@@ -91,11 +97,12 @@ def sample(
     levels: dict[float, Tensor] = {}
     if aware is not None:
         if visible(x):
-            declared = aware.run(timesteps=timesteps)
+            own = timesteps if counted.is_own else [counted.own(level) for level in timesteps]
+            declared = aware.run(timesteps=own)
         else:
             on_device = _levels_on_device(run, latent, timesteps)
             levels = dict(zip(timesteps, on_device, strict=True))
-            declared = aware.run(timesteps=on_device)
+            declared = aware.run(timesteps=on_device if counted.is_own else counted.own(on_device))
     with declared:
         index = 0
         while not run.finished:
@@ -103,7 +110,7 @@ def sample(
             model_input, batched = run.model_input(latent)
             if t in levels:
                 batched = levels[t].expand(x.shape[0])
-            output = tensor_of(denoiser(model_input, batched, *args, **kwargs))
+            output = tensor_of(called(model_input, batched, *args, **kwargs))
             if output.shape != x.shape:
                 raise InputError(
                     f"the denoiser returned shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; "

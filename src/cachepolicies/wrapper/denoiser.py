@@ -36,6 +36,7 @@ from cachepolicies.engine.trace import Trace
 from cachepolicies.policies.limits import Limits
 from cachepolicies.profiles.match import check_profile
 from cachepolicies.profiles.schema import Profile
+from cachepolicies.schedulers.conventions import Convention, as_convention
 from cachepolicies.schedulers.resolve import as_scheduler
 
 DEFAULT_BRANCH = "default"
@@ -64,6 +65,7 @@ class CachedDenoiser(RunAwareDenoiser):
     open in one function, call through the handle that ``run`` gives: ``run(x, t, ...)``.
 
     Attributes:
+        convention: how the model, and so the wrapper, counts t.
         model: the wrapped model; its attributes (``parameters``, ``config``, ...) are reachable through the wrapper.
     """
 
@@ -89,6 +91,7 @@ class CachedDenoiser(RunAwareDenoiser):
         audit: float = 0.0,
         audit_seed: int = 0,
         learn: bool | str | Path = True,
+        convention: str | Convention | None = None,
         **settings: Any,
     ) -> None:
         """Set up; everything that can be checked before the first call is checked here.
@@ -127,6 +130,9 @@ class CachedDenoiser(RunAwareDenoiser):
             learn: where nothing is known of the model and no policy is named, the first run is recorded, and later ones
                 like it are planned. What is learned is kept in the user's cache folder, or in this folder; ``False``
                 learns nothing, and evaluates evenly spaced steps.
+            convention: how the model counts t, where not as diffusers does: ``"flow-matching"`` for t from 0 to
+                1, ``"unit"`` for t from 1 to 0; see `cachepolicies.schedulers.CONVENTIONS`. The wrapper is called as
+                the model is; profiles, plans and traces count as this library does.
             **settings: settings of the policy, when it is given by name.
 
         Raises:
@@ -160,8 +166,10 @@ class CachedDenoiser(RunAwareDenoiser):
             "audit": audit,
             "audit_seed": audit_seed,
             "learn": learn,
+            "convention": convention,
             **settings,
         }
+        self.convention = as_convention(convention)
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
         self._assembly = assembly = assemble(
             model,
@@ -275,8 +283,10 @@ class CachedDenoiser(RunAwareDenoiser):
         if timesteps is None and num_steps is not None:
             if self._scheduler is None:
                 raise RunError(f"num_steps={num_steps} needs a scheduler: CachedDenoiser(..., scheduler=...)")
-            timesteps = self._scheduler.timesteps(num_steps)
-        declaration = Declaration(DeclaredTimesteps.of(timesteps))
+            timesteps = [self.convention.own(level) for level in self._scheduler.timesteps(num_steps)]
+        given = DeclaredTimesteps.of(timesteps)
+        levels = None if self.convention.is_own else tuple(self.convention.level(t) for t in given.values)
+        declaration = Declaration(given, levels=levels)
         return RunHandle([DeclaredRun(self._requests, Request(self._choice), declaration)], self)
 
     @contextmanager
@@ -313,6 +323,8 @@ class CachedDenoiser(RunAwareDenoiser):
         except BaseException:
             request.reset()
             raise
+        if not self.convention.is_own:
+            level = self.convention.level(level)
         if declaration is not None:
             level = declaration.snap(level, rounding_of(t))
         call = Call(
