@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from cachepolicies.comparison._counted import CountedDenoiser
 from cachepolicies.comparison._progress import ReportProgress
 from cachepolicies.comparison.candidate import Candidate
 from cachepolicies.comparison.results import Change
+from cachepolicies.comparison.timing import Stopwatch, WallTime
 from cachepolicies.comparison.workload import Inputs, Workload
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.engine.trace import Trace
@@ -94,7 +94,7 @@ class SamplingPass:
     """One pass of a sampler over all batches."""
 
     samples: tuple[Tensor, ...]
-    seconds: float
+    seconds: WallTime
     nfe: tuple[float, ...]
     calls: int
     model_calls: int
@@ -111,7 +111,8 @@ def sample_all(
     samples: list[Tensor] = []
     traces: list[Trace] = []
     nfe: list[float] = []
-    seconds, calls, model_calls = 0.0, 0, 0
+    calls, model_calls = 0, 0
+    watch = Stopwatch()
     stages = workload.scheduler.evaluations_per_step
     expected = (sampler.num_steps * stages - stages + 1) * len(batches)
     for number, batch in enumerate(batches):
@@ -125,10 +126,10 @@ def sample_all(
 
         device = batch.inputs.noise.device
         _synchronise(device)
-        start = time.perf_counter()
+        watch.start()
         drawn = sampler.sample(workload.scheduler, batch, count)
         _synchronise(device)
-        seconds += time.perf_counter() - start
+        watch.stop()
         samples.append(drawn)
         calls = seen
         model_calls += sampler.counted.calls
@@ -140,7 +141,7 @@ def sample_all(
             each = trace.nfe_per_sample
             nfe.extend(each * (len(batch.seeds) // len(each)))  # one decision for all of them, or one each
         _check_count(sampler, seen, len(batch.seeds))
-    return SamplingPass(tuple(samples), seconds, tuple(nfe), calls, model_calls, tuple(traces))
+    return SamplingPass(tuple(samples), watch.read(), tuple(nfe), calls, model_calls, tuple(traces))
 
 
 def _check_count(sampler: PreparedCandidate, seen: int, rows: int) -> None:

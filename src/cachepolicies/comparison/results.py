@@ -16,11 +16,15 @@ from rich.text import Text
 from torch import Tensor
 
 from cachepolicies.comparison._extras import check_installed
+from cachepolicies.comparison.timing import Doubt, WallTime, as_wall_times, doubt_of, waited
 from cachepolicies.engine.trace import Trace
 
 CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform"]
 
 FORMAT = "cachepolicies-comparison-1"
+
+MARK = "†"
+"""Behind a time that is not reliable."""
 
 
 @frozen
@@ -55,7 +59,7 @@ class Result:
         nfe: evaluations of each sample, from the trace; the count by a wrapper around the model agrees.
         calls: of the denoiser by the sampler, for each sample.
         model_calls: of the model, for any number of rows, all batches together.
-        seconds: wall time for all samples, one entry a repeat.
+        seconds: wall time for all samples, one entry a repeat, each with how busy the machine was.
         psnr: of each sample against the uncached one, dB.
         ssim: of each sample, mean over its frames.
         scores: name to one number a sample; ``nan`` where it does not apply.
@@ -73,7 +77,7 @@ class Result:
     nfe: tuple[float, ...]
     calls: int
     model_calls: int
-    seconds: tuple[float, ...]
+    seconds: tuple[WallTime, ...] = field(converter=as_wall_times)
     psnr: tuple[float, ...]
     ssim: tuple[float, ...]
     scores: Mapping[str, tuple[float, ...]]
@@ -158,6 +162,19 @@ class Comparison:
         """Return wall time uncached / wall time of a result, medians over the repeats."""
         return self.uncached.wall_time / max(result.wall_time, 1e-9)
 
+    def doubt(self, result: Result) -> Doubt | None:
+        """Return why the times of a result, or those of the uncached row that they are compared with, are not believed.
+
+        The threads waited for a core for more than a twentieth of the time, or the repeats lie far apart. ``None`` if
+        nothing speaks against them.
+        """
+        return doubt_of(result.seconds) or doubt_of(self.uncached.seconds)
+
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Return every reason for which the time of some result is not believed."""
+        found = [self.doubt(result) for result in self.results]
+        return tuple(doubt for doubt in Doubt if doubt in found)
+
     def calls_saved(self, result: Result) -> float:
         """Return evaluations uncached / evaluations of a result: the speed-up if nothing else took time."""
         return self.uncached.mean_nfe / result.mean_nfe
@@ -181,7 +198,8 @@ class Comparison:
         """Return one flat mapping a result: what the table, the CSV and the JSON hold.
 
         PSNR in dB (mean, standard deviation, worst sample, and the worst that is not unstable), ``seconds`` for all
-        samples, ``ideal_speed_up`` the ratio of the evaluations. ``nan`` where something does not apply.
+        samples, ``ideal_speed_up`` the ratio of the evaluations, ``waited`` the part of its time that the process
+        waited for a core. ``nan`` where something does not apply.
         """
         return [self._row(result) for result in self.results]
 
@@ -205,6 +223,8 @@ class Comparison:
             "seconds": result.wall_time,
             "speed_up": self.speed_up(result),
             "ideal_speed_up": self.calls_saved(result),
+            "waited": waited(result.seconds),
+            "time_reliable": self.doubt(result) is None,
             "psnr_mean": math.nan if reference else statistics.fmean(result.psnr),
             "psnr_std": math.nan if reference else _std(result.psnr),
             "psnr_worst": math.nan if reference else _worst(result.psnr),
@@ -233,6 +253,9 @@ class Comparison:
                 *cells(row, self.score_names),
                 end_section=following is not None and following.kind == "policy",
             )
+        if doubts := self.doubts():
+            table.caption = Text("\n".join(f"{MARK} {doubt.value}" for doubt in doubts))
+            table.caption_justify = "left"
         for label, error in self.failures.items():
             table.add_row(Text(f"{label}: FAILED, {error}", style="bold red"))
         return table
@@ -289,15 +312,19 @@ class Comparison:
 
 
 def cells(row: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the numbers of one row as a reader sees them, in the order of the table's columns."""
+    """Return the numbers of one row as a reader sees them, in the order of the table's columns.
+
+    Times that are not reliable have a `MARK`.
+    """
+    mark = "" if row["time_reliable"] else f" {MARK}"
     spread = "" if _is_nan(row["psnr_std"]) else f" ± {row['psnr_std']:.1f}"
     return (
         f"{row['nfe']:.1f}",
         f"{row['cache_ratio']:.0%}",
         _as_cell(row["work"], ".0%"),
-        f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}",
-        f"{row['speed_up']:.2f}x",
-        f"{row['speed_up'] / row['ideal_speed_up']:.0%}",
+        (f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}") + mark,
+        f"{row['speed_up']:.2f}x{mark}",
+        f"{row['speed_up'] / row['ideal_speed_up']:.0%}{mark}",
         _as_cell(row["psnr_mean"], ".1f") + spread,
         _as_cell(row["psnr_worst"], ".1f"),
         _as_cell(row["unstable"], "d"),

@@ -1,0 +1,93 @@
+"""What a comparison says of itself: which times it believes, its verdict, the lines of its chart, its report."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachepolicies.comparison.timing import Doubt, Stopwatch, WallTime, doubt_of, drift
+from made_comparisons import comparison, result
+
+
+@given(times=st.lists(st.floats(1.0, 1.05), min_size=1, max_size=5), waited=st.floats(0, 0.04))
+def test_times_of_an_idle_machine_are_believed(times, waited):
+    assert doubt_of([WallTime(each, waited) for each in times]) is None
+
+
+@given(share=st.floats(0.06, 0.99), repeats=st.integers(1, 5))
+def test_a_time_that_was_mostly_waited_for_is_not(share, repeats):
+    assert doubt_of([WallTime(10.0, share)] * repeats) is Doubt.BUSY
+
+
+def test_one_disturbed_repeat_of_three_does_not_matter():
+    assert doubt_of([WallTime(10.0, 0.0), WallTime(17.0, 0.5), WallTime(10.1, 0.01)]) is None
+    assert doubt_of([WallTime(10.0, 0.0), WallTime(17.0, 0.5), WallTime(17.1, 0.4)]) is Doubt.BUSY
+
+
+def test_repeats_that_lie_apart_are_not_believed():
+    assert drift([10.0]) == 0
+    assert drift([10.0, 12.0]) == pytest.approx(2 / 11)
+    assert doubt_of([WallTime(10.0), WallTime(12.0)]) is Doubt.DRIFT
+
+
+def test_a_stopwatch_adds_up_its_laps():
+    watch = Stopwatch()
+    assert watch.read() == 0
+    laps = []
+    for _ in range(3):
+        watch.start()
+        sum(range(20_000))
+        watch.stop()
+        laps.append(watch.read())
+    assert 0 < laps[0] < laps[1] < laps[2]
+    assert all(math.isnan(lap.waited) or 0 <= lap.waited <= 1 for lap in laps)
+
+
+def test_without_a_count_of_the_threads_the_load_stands_in(monkeypatch, tmp_path):
+    monkeypatch.setattr("cachepolicies.comparison.timing._THREADS", tmp_path / "none")
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, waited in ((1.0, 0.0), (2.0, 0.0), (4.0, 0.5)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
+        watch = Stopwatch()
+        watch.start()
+        watch.stop()
+        assert watch.read().waited == waited
+
+    def unknown():
+        raise OSError
+
+    monkeypatch.setattr("os.getloadavg", unknown, raising=False)
+    assert math.isnan(watch.read().waited)
+
+
+def slowed(**changed):
+    """A row with fewer evaluations that took longer, because the machine was busy."""
+    return comparison(result("a", nfe=20, psnr=30.0, seconds=(WallTime(30.0, 0.4),)), **changed)
+
+
+def test_a_slow_down_on_a_busy_machine_is_marked():
+    from rich.console import Console
+
+    found = slowed()
+    assert found.doubt(found.results[1]) is Doubt.BUSY
+    assert found.doubt(found.uncached) is None
+    row = found.rows()[1]
+    assert (row["time_reliable"], row["waited"]) == (False, 0.4)
+    assert found.to_dict()["rows"][1]["time_reliable"] is False
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(found.table())
+    assert "0.67x †" in capture.get()
+    assert "† machine was busy: time not reliable" in capture.get()
+
+
+def test_every_row_is_doubted_where_the_uncached_one_is():
+    reference = result("uncached", "uncached", seconds=(20.0, 30.0))
+    found = comparison(result("a", nfe=20, psnr=30.0))
+    assert found.doubts() == ()
+    apart = comparison(result("a", nfe=20, psnr=30.0), results=(reference, found.results[1]))
+    assert [apart.doubt(each) for each in apart.results] == [Doubt.DRIFT] * 2
+    assert apart.doubts() == (Doubt.DRIFT,)
