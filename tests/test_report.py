@@ -91,3 +91,72 @@ def test_every_row_is_doubted_where_the_uncached_one_is():
     apart = comparison(result("a", nfe=20, psnr=30.0), results=(reference, found.results[1]))
     assert [apart.doubt(each) for each in apart.results] == [Doubt.DRIFT] * 2
     assert apart.doubts() == (Doubt.DRIFT,)
+
+
+def against_plain(psnr, plain, nfe=21.8, **changed):
+    """A policy and the plain steps that were matched to it."""
+    own = {"seconds": (10.0,)} | changed
+    return comparison(
+        result("rule", nfe=nfe, psnr=psnr, **own),
+        result("fewer steps (22)", "fewer steps", nfe=22, psnr=plain, matches="rule"),
+    )
+
+
+def test_a_win_is_said():
+    assert against_plain(63.3, 31.9).verdict() == (
+        "rule evaluates 21.8 of 50 steps, is 2.0 times as fast and is at 63.3 dB, 31.4 dB nearer to the uncached "
+        "samples than 22 plain steps."
+    )
+
+
+def test_a_loss_is_said():
+    assert (
+        against_plain(28.0, 31.9)
+        .verdict()
+        .endswith(
+            "is at 28.0 dB, 3.9 dB farther from the uncached samples than 22 plain steps: it is worse than simply "
+            "taking fewer steps."
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "plain"),
+    [(31.9, 31.9), (31.95, 31.9), ((30.0, 35.0, 31.0, 33.0), (33.0, 31.0, 33.5, 31.0)), (math.inf, math.inf)],
+)
+def test_what_the_samples_scatter_by_is_a_tie(own, plain):
+    assert (
+        "no nearer to the uncached samples than 22 plain steps: nothing is gained"
+        in against_plain(own, plain).verdict()
+    )
+
+
+def test_times_are_in_the_verdict_only_if_they_are_believed():
+    assert "fast" not in against_plain(63.3, 31.9, seconds=(WallTime(30.0, 0.4),)).verdict()
+    assert "yet takes 1.5 times as long and" in against_plain(63.3, 31.9, seconds=(WallTime(30.0, 0.0),)).verdict()
+
+
+def test_the_verdict_is_about_the_policy_that_is_farthest_ahead():
+    rows = [
+        result("careful", nfe=30, psnr=70.0),
+        result("fewer steps (30)", "fewer steps", nfe=30, psnr=40.0, matches="careful"),
+        result("bold", nfe=15, psnr=55.0),
+        result("fewer steps (15)", "fewer steps", nfe=15, psnr=20.0, matches="bold"),
+        result("planned", nfe=15, psnr=60.0),
+        result("alone", nfe=10, psnr=90.0),
+    ]
+    assert comparison(*rows).verdict().startswith("planned evaluates 15 of 50")  # against what does as much work
+    even = result("uniform (15)", "uniform", nfe=15, psnr=57.0, matches="bold")
+    assert comparison(*rows[:4], even).verdict().endswith("; evenly spaced reuse does better, at 57.0 dB.")
+
+
+def test_other_verdicts():
+    assert comparison(result("u", "uniform", nfe=10, psnr=30.0)).verdict().startswith("No policy was compared")
+    assert comparison(result("a")).verdict().startswith("a evaluated every step: nothing was reused")
+    assert (
+        comparison(result("a", nfe=20, psnr=30.0)).verdict().endswith("30.0 dB; it was not compared with fewer steps.")
+    )
+    unknown = comparison(result("a", nfe=22, psnr=math.nan), result("f", "fewer steps", nfe=22, psnr=9.0, matches="a"))
+    assert unknown.verdict().endswith("it was not compared with fewer steps.")
+    equal = against_plain(math.inf, 30.0).verdict()
+    assert equal.endswith("and gives equal samples, which 22 plain steps do not.")

@@ -16,6 +16,8 @@ from rich.text import Text
 from torch import Tensor
 
 from cachepolicies.comparison._extras import check_installed
+from cachepolicies.comparison._run_settings import Method, RunSettings, as_run_settings
+from cachepolicies.comparison._verdict import verdict_of
 from cachepolicies.comparison.timing import Doubt, WallTime, as_wall_times, doubt_of, waited
 from cachepolicies.engine.trace import Trace
 
@@ -132,7 +134,7 @@ class Comparison:
         seeds: of the samples.
         results: the uncached samples, then each candidate followed by its baselines.
         shown: seeds of the samples whose pictures were kept.
-        settings: what the comparison was run with, name to text.
+        settings: what the comparison was run with, name to text; also the method of each row, and how to repeat it.
         provenance: versions and machine, name to text.
         moved: PSNR of each uncached sample against itself with its first output changed at random, dB; empty where that
             was not looked at.
@@ -143,7 +145,7 @@ class Comparison:
     seeds: tuple[int, ...]
     results: tuple[Result, ...]
     shown: tuple[int, ...]
-    settings: Mapping[str, str]
+    settings: RunSettings = field(converter=as_run_settings)
     provenance: Mapping[str, str]
     moved: tuple[float, ...] = ()
     failures: Mapping[str, str] = field(factory=dict)
@@ -161,6 +163,20 @@ class Comparison:
     def speed_up(self, result: Result) -> float:
         """Return wall time uncached / wall time of a result, medians over the repeats."""
         return self.uncached.wall_time / max(result.wall_time, 1e-9)
+
+    def method(self, result: Result) -> Method:
+        """Return policy, substitute and site of a result, by which rows of other settings or budgets are alike."""
+        if result.label in self.settings.methods:
+            return self.settings.methods[result.label]
+        return Method(result.traces[0].policy, result.traces[0].substitute) if result.traces else Method(result.kind)
+
+    def verdict(self) -> str:
+        """Return in one sentence whether caching paid here.
+
+        It is about the policy that is farthest ahead of, or least far behind, as many plain steps in PSNR. A difference
+        of less than 0.1 dB, or than twice its standard error over the samples, is none.
+        """
+        return verdict_of(self)
 
     def doubt(self, result: Result) -> Doubt | None:
         """Return why the times of a result, or those of the uncached row that they are compared with, are not believed.
@@ -213,6 +229,7 @@ class Comparison:
             "label": result.label,
             "kind": result.kind,
             "matches": result.matches or "",
+            "method": self.method(result).label,
             "policy": result.policy,
             "steps": result.num_steps,
             "nfe": result.mean_nfe,
@@ -298,6 +315,7 @@ class Comparison:
         document = {
             "format": FORMAT,
             "workload": self.name,
+            "verdict": self.verdict(),
             "seeds": self.seeds,
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),

@@ -99,7 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
             repeats=given.repeats,
             console=errors,
         )
-        wide_console().print(comparison.table())
+        console = wide_console()
+        console.print(comparison.table())
+        console.print(comparison.verdict(), markup=False, highlight=False)
         for path in write_all(comparison, given.out):
             print(path)
     except CachePoliciesError as error:
