@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachepolicies.comparison._progress import progress_bar
 from cachepolicies.comparison.timing import Doubt, Stopwatch, WallTime, doubt_of, drift
+from cachepolicies.reference import demo
 from made_comparisons import comparison, result
 
 
@@ -160,3 +163,37 @@ def test_other_verdicts():
     assert unknown.verdict().endswith("it was not compared with fewer steps.")
     equal = against_plain(math.inf, 30.0).verdict()
     assert equal.endswith("and gives equal samples, which 22 plain steps do not.")
+
+
+def told(terminal, ticks):
+    """What is printed of one way of sampling in ten calls, one at each tick of the clock."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    clock = iter([0.0, *ticks])
+    with progress_bar(True, Console(file=out, force_terminal=terminal, width=80), clock=lambda: next(clock)) as report:
+        for done in range(1, len(ticks) + 1):
+            report("[b]rule[/b]", done, len(ticks))
+    return out.getvalue()
+
+
+def test_progress_is_told_in_plain_lines_where_there_is_no_terminal():
+    assert told(False, [2.0 * tick for tick in range(1, 9)]).splitlines() == [
+        "[   6 s] [b]rule[/b]: 3 of 8 calls",
+        "[  12 s] [b]rule[/b]: 6 of 8 calls",
+        "[  16 s] [b]rule[/b]: 8 of 8 calls",
+    ]
+    assert told(False, [0.1, 0.2]).splitlines() == ["[   0 s] [b]rule[/b]: 2 of 2 calls"]
+
+
+def test_progress_is_a_bar_on_a_terminal():
+    assert "━" in told(True, [1.0, 2.0])
+
+
+def test_the_demonstration_says_how_long_it_takes():
+    rows = demo.candidates()
+    once = demo.expected_evaluations(rows, 50, samples=32, repeats=1)
+    assert once < demo.expected_evaluations(rows, 50, samples=32, repeats=2)
+    assert once < demo.expected_evaluations(rows, 50, samples=33, repeats=1)
+    assert demo.forecast(0.25, 960).startswith("this takes about 4 minutes: 960 evaluations")
+    assert demo.forecast(0.001, 960).startswith("this takes about 2 seconds")

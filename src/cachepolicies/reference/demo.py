@@ -4,19 +4,25 @@ It samples 32 guided videos with the trained video DiT: uncached, with SenCache 
 evaluations each of them took, with fewer steps and with evenly spaced reuse. Then what is solved for rather than tuned,
 at the evaluations of the middle setting: a plan's refreshes and SenCache with eps(t), holding, extrapolating, and
 extrapolating with a correction at the next evaluation. Last SenCache, TeaCache, MagCache and evenly spaced reuse with
-the residual of the block stack. It prints the table and writes ``report.html``, ``table.csv`` and ``table.json``.
+the residual of the block stack. It says first how long that takes, prints the table and the verdict, and writes
+``report.html``, ``table.csv`` and ``table.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from cachepolicies.base.console import wide_console
 from cachepolicies.base.errors import CachePoliciesError
-from cachepolicies.comparison import Candidate, compare
+from cachepolicies.comparison import Candidate, Workload, compare
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.report import write_all
 from cachepolicies.comparison.results import CandidateKind
@@ -53,6 +59,8 @@ AT_BLOCKS = {
 """Label to setting, all with about the evaluations of the middle one; what is held is the residual of the blocks."""
 
 SAMPLES = 32
+BATCH = 32
+AUDITED = 8
 OUT = Path("demo")
 
 
@@ -71,32 +79,83 @@ def planned() -> list[Candidate]:
     return rows
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def _kind(policy: str) -> CandidateKind:
     return "uniform" if policy.startswith("uniform") else "policy"
+
+
+def candidates() -> list[Candidate]:
+    """Return all rows but the uncached one and the matched baselines."""
+    return [
+        *(Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()),
+        *planned(),
+        *(
+            Candidate(label, policy, profile=PROFILE, site="blocks", baselines=False, kind=_kind(policy))
+            for label, policy in AT_BLOCKS.items()
+        ),
+    ]
+
+
+def expected_evaluations(rows: Sequence[Candidate], steps: int, samples: int, repeats: int) -> float:
+    """Return about how many evaluations of a batch the comparison takes: every row with those of the middle setting.
+
+    The uncached samples are drawn once more for the times and once for the stability, the audited ones of every policy
+    with all steps.
+    """
+    budgeted = sum(3 if row.baselines else 1 for row in rows)
+    batches = math.ceil(samples / BATCH)
+    audited = sum(row.kind == "policy" for row in rows) * steps * min(AUDITED, samples) / min(BATCH, samples)
+    return batches * (repeats * (steps + budgeted * BUDGET) + 2 * steps) + audited
+
+
+def seconds_of_an_evaluation(workload: Workload, samples: int) -> float:
+    """Return how long one evaluation of a batch takes: the median of five, after one that sets up what they need."""
+    inputs = workload.draw(range(min(BATCH, samples)))
+    t = torch.full((len(inputs),), 500.0)
+    seconds = []
+    with torch.no_grad():
+        for _ in range(6):
+            start = time.perf_counter()
+            workload.denoiser(inputs.noise, t, *inputs.args, **inputs.kwargs)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def forecast(seconds: float, evaluations: float) -> str:
+    """Return in one line how long the comparison will take."""
+    total = seconds * evaluations
+    about = f"{total / 60:.0f} minutes" if total >= 90 else f"{max(total, 2):.0f} seconds"
+    return (
+        f"this takes about {about}: {evaluations:.0f} evaluations of a batch, {seconds:.2f} s each on this machine now"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demonstration and return the exit code."""
     parser = argparse.ArgumentParser(description="Sample the trained video DiT with fewer evaluations, and compare.")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of report.html, table.csv and table.json")
-    parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--repeats", type=int, default=1, help="how often everything is timed")
+    parser.add_argument("--samples", type=_positive, default=SAMPLES)
+    parser.add_argument("--repeats", type=_positive, default=1, help="how often everything is timed")
     given = parser.parse_args(arguments)
     errors = Console(stderr=True)
     try:
         check_installed("torchmetrics", "matplotlib", "jinja2")
+        workload, rows = video_dit(), candidates()
+        expected = expected_evaluations(rows, workload.num_steps, given.samples, given.repeats)
+        line = forecast(seconds_of_an_evaluation(workload, given.samples), expected)
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
         comparison = compare(
-            video_dit(),
-            [
-                *(Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()),
-                *planned(),
-                *(
-                    Candidate(label, policy, profile=PROFILE, site="blocks", baselines=False, kind=_kind(policy))
-                    for label, policy in AT_BLOCKS.items()
-                ),
-            ],
+            workload,
+            rows,
             range(given.samples),
+            batch_size=BATCH,
             repeats=given.repeats,
+            audited=AUDITED,
             console=errors,
         )
         console = wide_console()
