@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.machinery
 import io
 import math
+import re
+import sys
+import types
 
+import attrs
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from cachepolicies.comparison import Candidate
+from cachepolicies.comparison._films import films
 from cachepolicies.comparison._progress import progress_bar
+from cachepolicies.comparison._repeat import command, recipe_of
+from cachepolicies.comparison._run_settings import Method, Recipe, RunSettings
+from cachepolicies.comparison._svg import INK, PAPER, as_svg
+from cachepolicies.comparison.figures import NARROW, WIDE, lines, quality
+from cachepolicies.comparison.report import rendered_report
 from cachepolicies.comparison.timing import Doubt, Stopwatch, WallTime, doubt_of, drift
+from cachepolicies.policies import Uniform
 from cachepolicies.reference import demo
 from made_comparisons import comparison, result
 
@@ -197,3 +214,160 @@ def test_the_demonstration_says_how_long_it_takes():
     assert once < demo.expected_evaluations(rows, 50, samples=33, repeats=1)
     assert demo.forecast(0.25, 960).startswith("this takes about 4 minutes: 960 evaluations")
     assert demo.forecast(0.001, 960).startswith("this takes about 2 seconds")
+
+
+def rows_of_two_methods():
+    return [
+        result("bold", nfe=10, psnr=30.0, trace=("rule", "hold")),
+        result("fewer steps (10)", "fewer steps", nfe=10, psnr=20.0, matches="bold"),
+        result("uniform (10)", "uniform", nfe=10, psnr=25.0, matches="bold", trace=("uniform", "hold")),
+        result("planned", nfe=20, psnr=50.0, trace=("schedule", "linear")),
+        result("careful", nfe=30, psnr=45.0, trace=("rule", "hold")),
+        result("fewer steps (30)", "fewer steps", nfe=30, psnr=31.0, matches="careful"),
+        result("fewer steps (30), again", "fewer steps", nfe=30, psnr=31.0, matches="planned"),
+        result("uniform, asked for", nfe=25, psnr=33.0, trace=("uniform", "hold")),
+        result("equal", nfe=40, psnr=math.inf, trace=("rule", "hold")),
+    ]
+
+
+def test_a_line_for_each_method_by_work():
+    found = lines(comparison(*rows_of_two_methods()))
+    assert [(line.label, line.kind) for line in found] == [
+        ("rule", "policy"),
+        ("schedule, linear", "policy"),
+        ("uniform", "uniform"),
+        ("fewer steps", "fewer steps"),
+    ]
+    drawn = {line.label: [(round(work), psnr) for work, psnr, _ in line.points] for line in found}
+    assert drawn["rule"] == [(10, 30.0), (30, 45.0)]
+    assert drawn["fewer steps"] == [(10, 20.0), (30, 31.0)]
+    assert drawn["uniform"] == [(10, 25.0), (25, 33.0)]
+
+
+def test_the_chart_has_these_lines_and_its_legend_beside_the_data():
+    found = comparison(*rows_of_two_methods())
+    for width in (WIDE, NARROW):
+        figure = quality(found, width)
+        figure.draw_without_rendering()
+        [axes], [legend] = figure.axes, figure.legends
+        named = [line.label for line in lines(found)]
+        assert [text.get_text() for text in legend.get_texts()] == named
+        assert [line.get_label() for line in axes.lines] == named
+        assert not axes.get_window_extent().overlaps(legend.get_window_extent())
+        low, high = axes.get_xlim()
+        assert high - low >= 0.3 * found.uncached.calls
+
+
+def test_an_empty_chart_can_be_drawn():
+    assert quality(comparison(result("equal", nfe=40, psnr=math.inf))).axes
+
+
+def test_site_and_substitute_part_methods():
+    methods = {"a": Method("rule", "linear:time=path", "blocks"), "b": Method("rule")}
+    settings = RunSettings({"steps": "50", "scheduler": "s"}, methods)
+    found = comparison(result("a", nfe=10, psnr=30.0), result("b", nfe=20, psnr=40.0), settings=settings)
+    assert [row["method"] for row in found.rows()[1:]] == ["rule, linear:time=path at blocks", "rule"]
+    assert dict(found.settings) == {"steps": "50", "scheduler": "s"}
+
+
+def decoded(data):
+    from PIL import Image
+
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_videos_are_sheets_of_frames_with_their_difference():
+    found = comparison(result("rule", nfe=10, psnr=30.0, frames=3), result("other", nfe=10, psnr=30.0, frames=3))
+    [first, *others] = films(found)
+    assert [film.seed for film in (first, *others)] == [0, 1, 2]
+    reference, rule, _ = first.showings
+    assert (reference.difference, reference.distance, rule.distance) == (None, "", "30.0 dB")
+    assert (rule.cached.count, rule.cached.width, rule.cached.height) == (3, 12, 12)
+    sheet = decoded(rule.cached.data)
+    assert sheet.size == (36, 12)
+    frame = found.results[1].pictures[0, 2]
+    assert np.asarray(sheet)[:, 24:] == pytest.approx(frame.numpy() * 255, abs=0.51)
+    assert rule.difference is not None
+    assert decoded(rule.difference.data).size == (36, 12)
+    names = [
+        sheet.name
+        for film in films(found)
+        for each in film.showings
+        for sheet in (each.cached, each.difference)
+        if sheet
+    ]
+    assert len(set(names)) == len(names)
+
+
+def test_large_and_long_videos_are_made_smaller():
+    large = result("rule", nfe=10, psnr=30.0, samples=1, frames=40)
+    large = attrs.evolve(large, pictures=torch.rand(1, 40, 100, 400))
+    reference = attrs.evolve(result("uncached", "uncached", samples=1), pictures=torch.rand(1, 40, 100, 400))
+    [film] = films(comparison(large, results=(reference, large)))
+    assert (film.showings[1].cached.count, decoded(film.showings[1].cached.data).size) == (24, (24 * 160, 40))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_report_loads_nothing_and_begins_with_the_verdict(frames):
+    rows = [result("rule", nfe=22, psnr=40.0, frames=frames, seconds=(WallTime(30.0, 0.4),))]
+    rows.append(result("fewer steps (22)", "fewer steps", nfe=22, psnr=30.0, matches="rule", frames=frames))
+    found = comparison(*rows, failures={"broken": "ValueError: no"})
+    html = rendered_report(found)
+    assert not re.search(r"https?:|url\((?!data:|#)|<script|<link|@import", html)
+    body = html[html.index("<body>") :]
+    said = body.index(found.verdict())
+    assert body.index("</h1>") < said < min(body.index(part) for part in ("<table>", "<svg", "<section>"))
+    assert "prefers-color-scheme: dark" in html
+    assert ("@keyframes play" in html) == (frames > 1)
+    assert html.count('class="film ') == (0 if frames == 1 else 3 * 3 * 2)
+    assert html.count('class="row"') == (5 if frames == 1 else 0)
+    assert "0.67 times" not in html
+    assert "machine was busy: time not reliable" in html
+    assert "0.67x †" in html
+    assert "broken failed and is left out: ValueError: no" in html
+
+
+def test_figures_take_their_colours_from_the_page():
+    svg = as_svg(quality(comparison(*rows_of_two_methods())), "q")
+    assert svg.startswith("<svg")
+    assert "var(--ink)" in svg
+    assert not re.search(f"{INK}|{PAPER}|#000000|xmlns|<metadata", svg)
+
+
+def test_a_comparison_says_how_it_is_repeated():
+    from cachepolicies.reference import workloads
+
+    candidates = [
+        Candidate("u", "uniform:every=2", substitute="linear", baselines=False),
+        Candidate("uncached", kind="uncached"),
+        Candidate("uniform (3)", "uniform", kind="uniform", matches="u"),
+        Candidate("made", Uniform(every=3)),
+    ]
+    network = nn.Linear(1, 1)
+    recipe = recipe_of(workloads.image_dit(network=network, num_steps=7), candidates, [("batch_size", 4)])
+    written = recipe.python(range(3, 9))
+    compile(written, "snippet", "exec")
+    assert "from cachepolicies.reference.workloads import image_dit" in written
+    assert "workload = attrs.evolve(image_dit(), num_steps=7)" in written
+    assert "    Candidate('u', 'uniform:every=2', substitute='linear', baselines=False),\n" in written
+    assert "    # 'made' was made in Python: Uniform(" in written
+    assert "compare(workload, candidates, range(3, 9), batch_size=4)" in written
+    assert "[0, 5]" in recipe.python([0, 5])
+    assert Recipe().python([0]) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "typed"),
+    [
+        ("cachepolicies.reference.demo", "/somewhere/demo.py", "python -m cachepolicies.reference.demo --out 'a b'"),
+        (None, "/somewhere/bin/cachepolicies", "cachepolicies --out 'a b'"),
+        (None, "/somewhere/mine.py", ""),
+        ("pytest.__main__", "/somewhere/pytest", ""),
+    ],
+)
+def test_the_command_that_was_typed(monkeypatch, module, program, typed):
+    main = types.ModuleType("__main__")
+    main.__spec__ = None if module is None else importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr("sys.argv", [program, "--out", "a b"])
+    assert command() == typed
