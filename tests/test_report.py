@@ -244,6 +244,13 @@ def test_a_line_for_each_method_by_work():
     assert drawn["uniform"] == [(10, 25.0), (25, 33.0)]
 
 
+def test_a_line_does_not_go_up_and_down_at_one_work():
+    others = [result(f"r{psnr}", nfe=10.2, psnr=psnr) for psnr in (28.0, 36.0)]
+    [line] = [each for each in lines(comparison(*rows_of_two_methods(), *others)) if each.label == "rule"]
+    assert len(line.points) == 4
+    assert [(round(work), psnr) for work, psnr in line.joined] == [(10, 36.0), (30, 45.0)]
+
+
 def test_the_chart_has_these_lines_and_its_legend_beside_the_data():
     found = comparison(*rows_of_two_methods())
     for width in (WIDE, NARROW):

@@ -41,6 +41,16 @@ class Line:
     kind: CandidateKind
     points: tuple[tuple[float, float, float], ...]
 
+    @property
+    def joined(self) -> tuple[tuple[float, float], ...]:
+        """Work and mean of the points that the line goes through: of several at one work, the best."""
+        best: dict[int, tuple[float, float]] = {}
+        for work, mean, _ in self.points:
+            at = round(work)
+            if at not in best or mean > best[at][1]:
+                best[at] = (work, mean)
+        return tuple(best.values())
+
 
 def lines(comparison: Comparison) -> list[Line]:
     """Return one line for each policy, substitute and site, and last those of uniform reuse and of fewer steps.
@@ -82,7 +92,9 @@ def quality(comparison: Comparison, width: float = WIDE) -> Any:
             style |= {"marker": "^", "ls": ("--", ":", "-.")[evens % 3]}
             evens += 1
         axes.vlines(work, worst, mean, color=style["color"], lw=1, alpha=0.4)
-        axes.plot(work, mean, lw=1.8, ms=6, label=line.label, **style)
+        joined_work, joined_mean = zip(*line.joined, strict=True)
+        axes.plot(joined_work, joined_mean, lw=1.8, ms=6, label=line.label, **style)
+        axes.scatter(work, mean, s=36, lw=0, color=style["color"], marker=style["marker"])
     if drawn:
         place: dict[str, Any] = {"loc": "outside lower center"} if narrow else {"loc": "outside right center"}
         legend = figure.legend(frameon=False, fontsize=9, labelcolor=INK, **place)
