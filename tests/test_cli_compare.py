@@ -138,7 +138,9 @@ def test_profiles_lists_the_shipped_ones_and_reports_the_unreadable(monkeypatch,
     monkeypatch.setattr(load, "shipped_profiles", lambda: {n: folder / f"{n}.json" for n in ("bad", "good")})
     found = run("profiles")
     assert found.exit_code == 0
-    assert re.search(r"good\s+\S+\s+measured\s+sencache\s+flow-euler\s+8\s+1\s+none\s+12 x 12", found.stdout)
+    assert re.search(
+        r"  good\n    best, sencache, easycache, seacache\n    measured, flow-euler, 8 steps", found.stdout
+    )
     assert re.search(r"^bad: ", found.stdout, re.MULTILINE)
     monkeypatch.setattr(load, "shipped_profiles", dict)
     assert "no profiles are shipped" in run("profiles").stdout

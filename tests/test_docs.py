@@ -295,8 +295,8 @@ def test_every_built_in_name_is_described() -> None:
     loaded = load_plugins()
     pages: list[tuple[str, Registry[Any]]] = [
         ("usage/models.md", loaded.adapters),
-        ("choosing-a-policy.md", loaded.policies),
-        ("choosing-a-policy.md", loaded.scores),
+        ("usage/policies.md", loaded.policies),
+        ("usage/policies.md", loaded.scores),
         ("usage/sites.md", loaded.sites),
         ("extending/substitutes.md", loaded.substitutes),
         ("extending/tolerances.md", loaded.tolerances),

@@ -1,280 +1,169 @@
-"""What a comparison says of itself: which times it believes, its verdict, the lines of its chart, its report."""
+"""What a report opens with, what its chart joins, and that it needs nothing but itself."""
 
 from __future__ import annotations
 
 import base64
-import importlib.machinery
 import io
 import math
 import re
-import sys
-import types
+from typing import Any
 
-import attrs
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
+from attrs import evolve
+from rich.console import Console
 
-from cachepolicies.comparison import Candidate
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.comparison import Candidate, Comparison, compare
 from cachepolicies.comparison._films import films
 from cachepolicies.comparison._progress import progress_bar
-from cachepolicies.comparison._repeat import command, recipe_of
-from cachepolicies.comparison._run_settings import Method, Recipe, RunSettings
 from cachepolicies.comparison._svg import INK, PAPER, as_svg
 from cachepolicies.comparison.figures import NARROW, WIDE, lines, quality
+from cachepolicies.comparison.load import why_unreliable
 from cachepolicies.comparison.report import rendered_report
-from cachepolicies.comparison.timing import Doubt, Stopwatch, WallTime, doubt_of, drift
-from cachepolicies.policies import Uniform
-from cachepolicies.reference import demo
-from made_comparisons import comparison, result
+from cachepolicies.comparison.results import Result
+from test_comparison import tiny
 
 
-@given(times=st.lists(st.floats(1.0, 1.05), min_size=1, max_size=5), waited=st.floats(0, 0.04))
-def test_times_of_an_idle_machine_are_believed(times, waited):
-    assert doubt_of([WallTime(each, waited) for each in times]) is None
-
-
-@given(share=st.floats(0.06, 0.99), repeats=st.integers(1, 5))
-def test_a_time_that_was_mostly_waited_for_is_not(share, repeats):
-    assert doubt_of([WallTime(10.0, share)] * repeats) is Doubt.BUSY
-
-
-def test_one_disturbed_repeat_of_three_does_not_matter():
-    assert doubt_of([WallTime(10.0, 0.0), WallTime(17.0, 0.5), WallTime(10.1, 0.01)]) is None
-    assert doubt_of([WallTime(10.0, 0.0), WallTime(17.0, 0.5), WallTime(17.1, 0.4)]) is Doubt.BUSY
-
-
-def test_repeats_that_lie_apart_are_not_believed():
-    assert drift([10.0]) == 0
-    assert drift([10.0, 12.0]) == pytest.approx(2 / 11)
-    assert doubt_of([WallTime(10.0), WallTime(12.0)]) is Doubt.DRIFT
-
-
-def test_a_stopwatch_adds_up_its_laps():
-    watch = Stopwatch()
-    assert watch.read() == 0
-    laps = []
-    for _ in range(3):
-        watch.start()
-        sum(range(20_000))
-        watch.stop()
-        laps.append(watch.read())
-    assert 0 < laps[0] < laps[1] < laps[2]
-    assert all(math.isnan(lap.waited) or 0 <= lap.waited <= 1 for lap in laps)
-
-
-def test_without_a_count_of_the_threads_the_load_stands_in(monkeypatch, tmp_path):
-    monkeypatch.setattr("cachepolicies.comparison.timing._THREADS", tmp_path / "none")
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for load, waited in ((1.0, 0.0), (2.0, 0.0), (4.0, 0.5)):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0), raising=False)
-        watch = Stopwatch()
-        watch.start()
-        watch.stop()
-        assert watch.read().waited == waited
-
-    def unknown():
-        raise OSError
-
-    monkeypatch.setattr("os.getloadavg", unknown, raising=False)
-    assert math.isnan(watch.read().waited)
-
-
-def slowed(**changed):
-    """A row with fewer evaluations that took longer, because the machine was busy."""
-    return comparison(result("a", nfe=20, psnr=30.0, seconds=(WallTime(30.0, 0.4),)), **changed)
-
-
-def test_a_slow_down_on_a_busy_machine_is_marked():
-    from rich.console import Console
-
-    found = slowed()
-    assert found.doubt(found.results[1]) is Doubt.BUSY
-    assert found.doubt(found.uncached) is None
-    row = found.rows()[1]
-    assert (row["time_reliable"], row["waited"]) == (False, 0.4)
-    assert found.to_dict()["rows"][1]["time_reliable"] is False
-    console = Console(width=160)
-    with console.capture() as capture:
-        console.print(found.table())
-    assert "0.67x †" in capture.get()
-    assert "† machine was busy: time not reliable" in capture.get()
-
-
-def test_every_row_is_doubted_where_the_uncached_one_is():
-    reference = result("uncached", "uncached", seconds=(20.0, 30.0))
-    found = comparison(result("a", nfe=20, psnr=30.0))
-    assert found.doubts() == ()
-    apart = comparison(result("a", nfe=20, psnr=30.0), results=(reference, found.results[1]))
-    assert [apart.doubt(each) for each in apart.results] == [Doubt.DRIFT] * 2
-    assert apart.doubts() == (Doubt.DRIFT,)
-
-
-def against_plain(psnr, plain, nfe=21.8, **changed):
-    """A policy and the plain steps that were matched to it."""
-    own = {"seconds": (10.0,)} | changed
-    return comparison(
-        result("rule", nfe=nfe, psnr=psnr, **own),
-        result("fewer steps (22)", "fewer steps", nfe=22, psnr=plain, matches="rule"),
+def result(label: str, kind: Any = "policy", psnr: float = 40.0, nfe: float = 10, **more: Any) -> Result:
+    return Result(
+        label=label,
+        kind=kind,
+        matches=more.pop("matches", None),
+        policy="",
+        num_steps=int(nfe) if kind == "fewer steps" else 50,
+        nfe=(nfe,) * 2,
+        calls=int(nfe) if kind == "fewer steps" else 50,
+        model_calls=10,
+        seconds=(1.0,),
+        psnr=(psnr, psnr),
+        ssim=(1.0, 1.0),
+        scores={},
+        pictures=torch.rand(2, 3, 8, 8),
+        **more,
     )
 
 
-def test_a_win_is_said():
-    assert against_plain(63.3, 31.9).verdict() == (
-        "rule evaluates 21.8 of 50 steps, is 2.0 times as fast and is at 63.3 dB, 31.4 dB nearer to the uncached "
-        "samples than 22 plain steps."
-    )
-
-
-def test_a_loss_is_said():
-    assert (
-        against_plain(28.0, 31.9)
-        .verdict()
-        .endswith(
-            "is at 28.0 dB, 3.9 dB farther from the uncached samples than 22 plain steps: it is worse than simply "
-            "taking fewer steps."
-        )
-    )
+def comparison(*results: Result, **more: Any) -> Comparison:
+    uncached = result("uncached", "uncached", math.inf, 50)
+    return Comparison("toy", (0, 1), (uncached, *results), (0, 1), {"steps": "50", "scheduler": "x"}, {}, **more)
 
 
 @pytest.mark.parametrize(
-    ("own", "plain"),
-    [(31.9, 31.9), (31.95, 31.9), ((30.0, 35.0, 31.0, 33.0), (33.0, 31.0, 33.5, 31.0)), (math.inf, math.inf)],
+    ("own", "plain", "said"),
+    [
+        (45.0, 30.0, "15.0 dB nearer than 10 plain steps instead of 50"),
+        (30.0, 33.0, "which is worse than 10 plain steps instead of 50: they are 3.0 dB nearer; take fewer steps"),
+        (30.0, 30.3, "no better than 10 plain steps instead of 50"),
+    ],
 )
-def test_what_the_samples_scatter_by_is_a_tie(own, plain):
+def test_the_verdict_says_who_won(own, plain, said):
+    both = comparison(result("a", psnr=own), result("fewer", "fewer steps", plain, matches="a"))
     assert (
-        "no nearer to the uncached samples than 22 plain steps: nothing is gained"
-        in against_plain(own, plain).verdict()
+        both.verdict() == f"toy: a takes 10.0 of 50 evaluations and is {own:.1f} dB from the uncached samples, {said}."
     )
 
 
-def test_times_are_in_the_verdict_only_if_they_are_believed():
-    assert "fast" not in against_plain(63.3, 31.9, seconds=(WallTime(30.0, 0.4),)).verdict()
-    assert "yet takes 1.5 times as long and" in against_plain(63.3, 31.9, seconds=(WallTime(30.0, 0.0),)).verdict()
+def test_the_verdict_names_what_failed_and_what_saved_nothing():
+    failed = comparison(result("a"), result("f", "fewer steps", 30.0, matches="a"), failures={"b": "RunError: no"})
+    assert failed.verdict().endswith("1 of the candidates failed.")
+    assert "nothing was saved" in comparison(result("never", psnr=math.inf, nfe=50)).verdict()
+    assert "compared with nothing else" in comparison(result("a")).verdict()
 
 
-def test_the_verdict_is_about_the_policy_that_is_farthest_ahead():
-    rows = [
-        result("careful", nfe=30, psnr=70.0),
-        result("fewer steps (30)", "fewer steps", nfe=30, psnr=40.0, matches="careful"),
-        result("bold", nfe=15, psnr=55.0),
-        result("fewer steps (15)", "fewer steps", nfe=15, psnr=20.0, matches="bold"),
-        result("planned", nfe=15, psnr=60.0),
-        result("alone", nfe=10, psnr=90.0),
-    ]
-    assert comparison(*rows).verdict().startswith("planned evaluates 15 of 50")  # against what does as much work
-    even = result("uniform (15)", "uniform", nfe=15, psnr=57.0, matches="bold")
-    assert comparison(*rows[:4], even).verdict().endswith("; evenly spaced reuse does better, at 57.0 dB.")
-
-
-def test_other_verdicts():
-    assert comparison(result("u", "uniform", nfe=10, psnr=30.0)).verdict().startswith("No policy was compared")
-    assert comparison(result("a")).verdict().startswith("a evaluated every step: nothing was reused")
-    assert (
-        comparison(result("a", nfe=20, psnr=30.0)).verdict().endswith("30.0 dB; it was not compared with fewer steps.")
+def test_every_method_has_one_line_in_the_order_of_its_work():
+    several = comparison(
+        result("a", nfe=20, psnr=45.0, method="best"),
+        result("b", nfe=10, psnr=35.0, method="best"),
+        result("c", nfe=15, psnr=30.0, method="teacache, hold at blocks"),
+        result("d", "fewer steps", 25.0, 10),
+        result("e", "fewer steps", 28.0, 20),
     )
-    unknown = comparison(result("a", nfe=22, psnr=math.nan), result("f", "fewer steps", nfe=22, psnr=9.0, matches="a"))
-    assert unknown.verdict().endswith("it was not compared with fewer steps.")
-    equal = against_plain(math.inf, 30.0).verdict()
-    assert equal.endswith("and gives equal samples, which 22 plain steps do not.")
-
-
-def told(terminal, ticks):
-    """What is printed of one way of sampling in ten calls, one at each tick of the clock."""
-    from rich.console import Console
-
-    out = io.StringIO()
-    clock = iter([0.0, *ticks])
-    with progress_bar(True, Console(file=out, force_terminal=terminal, width=80), clock=lambda: next(clock)) as report:
-        for done in range(1, len(ticks) + 1):
-            report("[b]rule[/b]", done, len(ticks))
-    return out.getvalue()
-
-
-def test_progress_is_told_in_plain_lines_where_there_is_no_terminal():
-    assert told(False, [2.0 * tick for tick in range(1, 9)]).splitlines() == [
-        "[   6 s] [b]rule[/b]: 3 of 8 calls",
-        "[  12 s] [b]rule[/b]: 6 of 8 calls",
-        "[  16 s] [b]rule[/b]: 8 of 8 calls",
-    ]
-    assert told(False, [0.1, 0.2]).splitlines() == ["[   0 s] [b]rule[/b]: 2 of 2 calls"]
-
-
-def test_progress_is_a_bar_on_a_terminal():
-    assert "━" in told(True, [1.0, 2.0])
-
-
-def test_the_demonstration_says_how_long_it_takes():
-    rows = demo.candidates()
-    once = demo.expected_evaluations(rows, 50, samples=32, repeats=1)
-    assert once < demo.expected_evaluations(rows, 50, samples=32, repeats=2)
-    assert once < demo.expected_evaluations(rows, 50, samples=33, repeats=1)
-    assert demo.forecast(0.25, 960).startswith("this takes about 4 minutes: 960 evaluations")
-    assert demo.forecast(0.001, 960).startswith("this takes about 2 seconds")
-
-
-def rows_of_two_methods():
-    return [
-        result("bold", nfe=10, psnr=30.0, trace=("rule", "hold")),
-        result("fewer steps (10)", "fewer steps", nfe=10, psnr=20.0, matches="bold"),
-        result("uniform (10)", "uniform", nfe=10, psnr=25.0, matches="bold", trace=("uniform", "hold")),
-        result("planned", nfe=20, psnr=50.0, trace=("schedule", "linear")),
-        result("careful", nfe=30, psnr=45.0, trace=("rule", "hold")),
-        result("fewer steps (30)", "fewer steps", nfe=30, psnr=31.0, matches="careful"),
-        result("fewer steps (30), again", "fewer steps", nfe=30, psnr=31.0, matches="planned"),
-        result("uniform, asked for", nfe=25, psnr=33.0, trace=("uniform", "hold")),
-        result("equal", nfe=40, psnr=math.inf, trace=("rule", "hold")),
-    ]
-
-
-def test_a_line_for_each_method_by_work():
-    found = lines(comparison(*rows_of_two_methods()))
-    assert [(line.label, line.kind) for line in found] == [
-        ("rule", "policy"),
-        ("schedule, linear", "policy"),
-        ("uniform", "uniform"),
-        ("fewer steps", "fewer steps"),
-    ]
-    drawn = {line.label: [(round(work), psnr) for work, psnr, _ in line.points] for line in found}
-    assert drawn["rule"] == [(10, 30.0), (30, 45.0)]
-    assert drawn["fewer steps"] == [(10, 20.0), (30, 31.0)]
-    assert drawn["uniform"] == [(10, 25.0), (25, 33.0)]
+    drawn = {line.label: [point[0] for point in line.points] for line in lines(several)}
+    assert drawn == {"best": [10, 20], "teacache, hold at blocks": [15], "fewer steps": [10, 20]}
 
 
 def test_a_line_does_not_go_up_and_down_at_one_work():
-    others = [result(f"r{psnr}", nfe=10.2, psnr=psnr) for psnr in (28.0, 36.0)]
-    [line] = [each for each in lines(comparison(*rows_of_two_methods(), *others)) if each.label == "rule"]
-    assert len(line.points) == 4
-    assert [(round(work), psnr) for work, psnr in line.joined] == [(10, 36.0), (30, 45.0)]
+    rows = [result(f"{psnr}", nfe=nfe, psnr=psnr, method="m") for nfe, psnr in ((20, 45.0), (10, 30.0), (10.2, 36.0))]
+    [line] = lines(comparison(*rows))
+    assert len(line.points) == 3
+    assert line.joined == ((10.2, 36.0), (20, 45.0))
 
 
 def test_the_chart_has_these_lines_and_its_legend_beside_the_data():
-    found = comparison(*rows_of_two_methods())
+    rows = [result(f"{psnr}", nfe=nfe, psnr=psnr, method="m") for nfe, psnr in ((20, 45.0), (10, 30.0))]
+    found = comparison(*rows, result("f", "fewer steps", 20.0, 10), result("g", "foreign", 21.0, 12, method="other"))
     for width in (WIDE, NARROW):
         figure = quality(found, width)
         figure.draw_without_rendering()
         [axes], [legend] = figure.axes, figure.legends
         named = [line.label for line in lines(found)]
+        assert named == ["m", "other", "fewer steps"]
         assert [text.get_text() for text in legend.get_texts()] == named
         assert [line.get_label() for line in axes.lines] == named
         assert not axes.get_window_extent().overlaps(legend.get_window_extent())
         low, high = axes.get_xlim()
-        assert high - low >= 0.3 * found.uncached.calls
+        assert high - low >= 0.3 * 50
+    assert quality(comparison(result("equal", psnr=math.inf))).axes
 
 
-def test_an_empty_chart_can_be_drawn():
-    assert quality(comparison(result("equal", nfe=40, psnr=math.inf))).axes
+def test_figures_take_their_colours_from_the_page():
+    svg = as_svg(quality(comparison(result("a"))), "q")
+    assert svg.startswith("<svg")
+    assert "var(--ink)" in svg
+    assert not re.search(f"{INK}|{PAPER}|#000000|xmlns|<metadata", svg)
 
 
-def test_site_and_substitute_part_methods():
-    methods = {"a": Method("rule", "linear:time=path", "blocks"), "b": Method("rule")}
-    settings = RunSettings({"steps": "50", "scheduler": "s"}, methods)
-    found = comparison(result("a", nfe=10, psnr=30.0), result("b", nfe=20, psnr=40.0), settings=settings)
-    assert [row["method"] for row in found.rows()[1:]] == ["rule, linear:time=path at blocks", "rule"]
-    assert dict(found.settings) == {"steps": "50", "scheduler": "s"}
+def test_a_failed_candidate_leaves_the_others():
+    def breaks(workload):
+        class Broken:
+            evaluations = 0
+
+            def __call__(self, x, t, *args, **kwargs):
+                raise RuntimeError("out of memory")
+
+        return Broken()
+
+    candidates = [Candidate("broken", foreign=breaks), Candidate("every second", "uniform:every=2")]
+    found = compare(tiny(), candidates, [0, 1], progress=False)
+    assert found.failures == {"broken": "RuntimeError: out of memory"}
+    assert "every second" in [each.label for each in found.results]
+    assert "broken" not in [each.label for each in found.results]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compare(tiny(), candidates[:1], [0, 1], progress=False)
+    with pytest.raises(SettingsError):  # what is wrong with a setting is said before anything is sampled
+        compare(tiny(), [Candidate("a", "uniform:every=2"), Candidate("b", "sencache:epsilon=-1")], [0], progress=False)
+
+
+def test_wall_times_of_a_busy_machine_are_marked():
+    assert why_unreliable([1.0, 1.05], 0.1, None) == ""
+    assert "took 1.0 s once and 2.0 s another time" in why_unreliable([1.0, 2.0], 0.0, None)
+    assert "before it began" in why_unreliable([1.0, 1.0], 3.0, None)
+    assert "beside its own" in why_unreliable([1.0], 0.0, torch.get_num_threads() + 4.0)
+    busy = comparison(result("a"), busy="3.0 processes were running before it began")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(busy.table())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "~1.0" in text
+    assert "x " not in text.split("seconds")[1].split("busy")[0]  # no ratio is made of them
+    assert "The machine was busy" in rendered_report(busy)
+
+
+def test_the_report_needs_nothing_but_itself():
+    html = rendered_report(
+        comparison(result("a"), result("f", "fewer steps", 30.0, matches="a"), repeat="compare(...)")
+    )
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
+    assert "http" not in html.replace("http-equiv", "")
+    assert "<script" not in html
+    assert not re.search(r"url\((?!data:|#)|<link|@import", html)
+    assert html.count('class="film ') == 2 * 2 * 3  # seeds, ways of sampling; uncached, cached, difference
+    assert "@keyframes play" in html
+    body = html[html.index("<body>") :]
+    assert body.index("</h1>") < body.index('class="verdict"') < body.index("<section>")
+    assert "prefers-color-scheme: dark" in html
+    assert "compare(...)" in html
 
 
 def decoded(data):
@@ -284,97 +173,55 @@ def decoded(data):
 
 
 def test_videos_are_sheets_of_frames_with_their_difference():
-    found = comparison(result("rule", nfe=10, psnr=30.0, frames=3), result("other", nfe=10, psnr=30.0, frames=3))
-    [first, *others] = films(found)
-    assert [film.seed for film in (first, *others)] == [0, 1, 2]
-    reference, rule, _ = first.showings
-    assert (reference.difference, reference.distance, rule.distance) == (None, "", "30.0 dB")
-    assert (rule.cached.count, rule.cached.width, rule.cached.height) == (3, 12, 12)
-    sheet = decoded(rule.cached.data)
-    assert sheet.size == (36, 12)
-    frame = found.results[1].pictures[0, 2]
-    assert np.asarray(sheet)[:, 24:] == pytest.approx(frame.numpy() * 255, abs=0.51)
-    assert rule.difference is not None
-    assert decoded(rule.difference.data).size == (36, 12)
-    names = [
-        sheet.name
-        for film in films(found)
-        for each in film.showings
-        for sheet in (each.cached, each.difference)
-        if sheet
-    ]
+    found = comparison(result("a"), result("b"))
+    assert [film.seed for film in films(found)] == [0, 1]
+    reference, a, _ = films(found)[0].showings
+    assert (reference.difference, reference.distance, a.distance) == (None, "", "40.0 dB")
+    assert (a.cached.count, a.cached.width, a.cached.height) == (3, 8, 8)
+    last = found.results[1].pictures[0, 2].numpy()
+    assert np.asarray(decoded(a.cached.data))[:, 16:] == pytest.approx(last * 255, abs=0.51)
+    assert a.difference is not None
+    assert decoded(a.difference.data).size == (24, 8)
+    showings = [showing for film in films(found) for showing in film.showings]
+    names = [sheet.name for each in showings for sheet in (each.cached, each.difference) if sheet]
     assert len(set(names)) == len(names)
 
 
 def test_large_and_long_videos_are_made_smaller():
-    large = result("rule", nfe=10, psnr=30.0, samples=1, frames=40)
-    large = attrs.evolve(large, pictures=torch.rand(1, 40, 100, 400))
-    reference = attrs.evolve(result("uncached", "uncached", samples=1), pictures=torch.rand(1, 40, 100, 400))
-    [film] = films(comparison(large, results=(reference, large)))
-    assert (film.showings[1].cached.count, decoded(film.showings[1].cached.data).size) == (24, (24 * 160, 40))
+    uncached, large = (
+        evolve(result(name, kind), pictures=torch.rand(2, 40, 100, 400))
+        for name, kind in (("uncached", "uncached"), ("a", "policy"))
+    )
+    sheet = films(evolve(comparison(large), results=(uncached, large)))[0].showings[1].cached
+    assert (sheet.count, decoded(sheet.data).size) == (24, (24 * 160, 40))
 
 
-@pytest.mark.parametrize("frames", [1, 3])
-def test_the_report_loads_nothing_and_begins_with_the_verdict(frames):
-    rows = [result("rule", nfe=22, psnr=40.0, frames=frames, seconds=(WallTime(30.0, 0.4),))]
-    rows.append(result("fewer steps (22)", "fewer steps", nfe=22, psnr=30.0, matches="rule", frames=frames))
-    found = comparison(*rows, failures={"broken": "ValueError: no"})
-    html = rendered_report(found)
-    assert not re.search(r"https?:|url\((?!data:|#)|<script|<link|@import", html)
-    body = html[html.index("<body>") :]
-    said = body.index(found.verdict())
-    assert body.index("</h1>") < said < min(body.index(part) for part in ("<table>", "<svg", "<section>"))
-    assert "prefers-color-scheme: dark" in html
-    assert ("@keyframes play" in html) == (frames > 1)
-    assert html.count('class="film ') == (0 if frames == 1 else 3 * 3 * 2)
-    assert html.count('class="row"') == (5 if frames == 1 else 0)
-    assert "0.67 times" not in html
-    assert "machine was busy: time not reliable" in html
-    assert "0.67x †" in html
-    assert "broken failed and is left out: ValueError: no" in html
+def test_pictures_do_not_play():
+    uncached, one = (
+        evolve(result(name, kind), pictures=torch.rand(2, 1, 8, 8))
+        for name, kind in (("uncached", "uncached"), ("a", "policy"))
+    )
+    html = rendered_report(evolve(comparison(one), results=(uncached, one)))
+    assert "@keyframes" not in html
+    assert html.count('class="row"') == 3
 
 
-def test_figures_take_their_colours_from_the_page():
-    svg = as_svg(quality(comparison(*rows_of_two_methods())), "q")
-    assert svg.startswith("<svg")
-    assert "var(--ink)" in svg
-    assert not re.search(f"{INK}|{PAPER}|#000000|xmlns|<metadata", svg)
+def test_progress_is_shown_where_it_is_piped():
+    out = io.StringIO()
+    with progress_bar(True, Console(file=out, width=100)) as report:
+        for done in range(1, 51):
+            report("uncached", done, 50)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "uncached: 1/50"
+    assert lines[-1] == "uncached: 50/50"
+    assert len(lines) <= 4
 
 
-def test_a_comparison_says_how_it_is_repeated():
-    from cachepolicies.reference import workloads
-
-    candidates = [
-        Candidate("u", "uniform:every=2", substitute="linear", baselines=False),
-        Candidate("uncached", kind="uncached"),
-        Candidate("uniform (3)", "uniform", kind="uniform", matches="u"),
-        Candidate("made", Uniform(every=3)),
-    ]
-    network = nn.Linear(1, 1)
-    recipe = recipe_of(workloads.image_dit(network=network, num_steps=7), candidates, [("batch_size", 4)])
-    written = recipe.python(range(3, 9))
-    compile(written, "snippet", "exec")
-    assert "from cachepolicies.reference.workloads import image_dit" in written
-    assert "workload = attrs.evolve(image_dit(), num_steps=7)" in written
-    assert "    Candidate('u', 'uniform:every=2', substitute='linear', baselines=False),\n" in written
-    assert "    # 'made' was made in Python: Uniform(" in written
-    assert "compare(workload, candidates, range(3, 9), batch_size=4)" in written
-    assert "[0, 5]" in recipe.python([0, 5])
-    assert Recipe().python([0]) == ""
-
-
-@pytest.mark.parametrize(
-    ("module", "program", "typed"),
-    [
-        ("cachepolicies.reference.demo", "/somewhere/demo.py", "python -m cachepolicies.reference.demo --out 'a b'"),
-        (None, "/somewhere/bin/cachepolicies", "cachepolicies --out 'a b'"),
-        (None, "/somewhere/mine.py", ""),
-        ("pytest.__main__", "/somewhere/pytest", ""),
-    ],
-)
-def test_the_command_that_was_typed(monkeypatch, module, program, typed):
-    main = types.ModuleType("__main__")
-    main.__spec__ = None if module is None else importlib.machinery.ModuleSpec(module, None)
-    monkeypatch.setitem(sys.modules, "__main__", main)
-    monkeypatch.setattr("sys.argv", [program, "--out", "a b"])
-    assert command() == typed
+def test_it_can_be_repeated_from_what_it_says(tmp_path):
+    found = compare(tiny(), [Candidate("half", "uniform", budget=0.5)], [3, 4], progress=False, baselines=False)
+    names = {"compare": lambda *args, **options: (args, options), "Candidate": Candidate, "workload": None}
+    (_, candidates, seeds), options = eval(found.repeat, names)
+    assert candidates == [Candidate("half", "uniform", budget=0.5)]
+    assert list(seeds) == [3, 4]
+    assert options == {"batch_size": 32, "repeats": 1, "baselines": False}
+    assert evolve(candidates[0]) == candidates[0]

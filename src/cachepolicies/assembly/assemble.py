@@ -117,6 +117,7 @@ def assemble(
     scheduler: Callable[[], Scheduler | None],
     or_of_profile: bool = True,
     guidance: Callable[[], float | None] = lambda: None,
+    part: bool = False,
 ) -> Assembly:
     """Check, resolve and build everything.
 
@@ -128,6 +129,7 @@ def assemble(
         scheduler: returns the scheduler in use, or ``None`` if it is not known; asked only where it is wanted.
         or_of_profile: whether the profile's is taken where it is not known. Not if there is one of another kind.
         guidance: returns the scale of the guidance, where the caller knows it.
+        part: whether the denoiser may be called in a part of a run only.
 
     Raises:
         UnknownNameError, SettingsError, NeedsError, PolicyError, PluginError, ProfileError: see their messages.
@@ -176,6 +178,7 @@ def assemble(
         scheduler=scheduler,
         learned=_learned(parts.learn),
         copies=around.copies,
+        part=part,
         guidance=guidance,
     )
     return Assembly(choice, site, setup, settings, None)

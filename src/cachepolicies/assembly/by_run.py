@@ -85,6 +85,7 @@ class ByRun:
         build: makes an engine.
         scheduler: returns the scheduler in use, ``None`` where it is not known.
         learned: where what is learned is kept; ``None`` to learn nothing.
+        part: whether the denoiser may be called in a part of a run only.
         guidance: returns the scale of the guidance, where the caller knows it.
     """
 
@@ -98,6 +99,7 @@ class ByRun:
     scheduler: Callable[[], Scheduler | None]
     learned: LearnedProfiles | None
     copies: int | None
+    part: bool = False
     guidance: Callable[[], float | None] = lambda: None
     latest: Engine = field(init=False)
     sentence: str = field(init=False, default="")
@@ -245,7 +247,8 @@ class ByRun:
 
         measured = self.rule is not None
         self.sentence = _MEASURING if measured else _RECORDING
-        recorder = SensitivityRecorder(keep, refuse) if measured else RunRecorder(keep, refuse)
+        kind = SensitivityRecorder if measured else RunRecorder
+        recorder = kind(keep, refuse, part=self.part)
         return self.build(Recipe(Never(), "hold", self.sentence), None, recorder)
 
     def _subject(self, call: Call) -> Subject:

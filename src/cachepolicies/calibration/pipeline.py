@@ -168,12 +168,13 @@ class _Chosen:
     recorded: list[RecordedRun] = field(factory=list)
     refused: list[str] = field(factory=list)
     recording: bool = True
+    part: bool = False
 
     def choose(self, call: Call, declaration: Declaration | None) -> Chosen:
         """Return an engine that records, or one that reuses a single step."""
         watch: Watch | None = None
         if self.recording:
-            watch = _Counting(self.recorded.append, self.refused.append, advance=self.advance)
+            watch = _Counting(self.recorded.append, self.refused.append, part=self.part, advance=self.advance)
         engine = self.latest if self.policy is None else attrs.evolve(self.latest, policy=self.policy)
         # the step that is reused may be another denoiser's: that nothing is reused here is no news to anybody
         return Chosen(attrs.evolve(engine, watch=watch, warned={"no reuse", "few steps"}))
@@ -242,7 +243,8 @@ class _Generations:
         with enable(self.pipeline, "never", site="output", learn=False) as enabled:
             choices = {}
             for binding in enabled.bindings:
-                choices[binding.name] = binding.choice = _Chosen(binding.choice.latest, binding.name)
+                made = _Chosen(binding.choice.latest, binding.name, part=len(enabled.bindings) > 1)
+                choices[binding.name] = binding.choice = made
             yield choices
 
     def _run(self, prompt: str | Mapping[str, Any], seed: int) -> Tensor | None:

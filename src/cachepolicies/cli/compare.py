@@ -114,7 +114,9 @@ def compare(
     if as_json:
         typer.echo(comparison.to_json(), nl=False)
     else:
-        wide_console().print(comparison.table())
+        console = wide_console()
+        console.print(comparison.verdict(), highlight=False, markup=False, soft_wrap=True)
+        console.print(comparison.table())
     if out is not None:
         for path in write_all(comparison, out):
             typer.echo(path, err=as_json)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -14,9 +16,8 @@ from torch import Tensor
 from cachepolicies.base.errors import CacheWarning, RunError
 from cachepolicies.comparison._counted import CountedDenoiser
 from cachepolicies.comparison._progress import ReportProgress
-from cachepolicies.comparison.candidate import Candidate
+from cachepolicies.comparison.candidate import Candidate, ForeignDenoiser
 from cachepolicies.comparison.results import Change
-from cachepolicies.comparison.timing import Stopwatch, WallTime
 from cachepolicies.comparison.workload import Inputs, Workload
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.engine.trace import Trace
@@ -44,6 +45,7 @@ class PreparedCandidate:
     num_steps: int
     counted: CountedDenoiser
     cached: CachedDenoiser | None
+    foreign: ForeignDenoiser | None = None
 
     @classmethod
     def of(cls, workload: Workload, candidate: Candidate, audit: float = 0.0) -> PreparedCandidate:
@@ -51,6 +53,8 @@ class PreparedCandidate:
         num_steps = workload.num_steps if candidate.num_steps is None else candidate.num_steps
         workload.scheduler.timesteps(num_steps)
         cached = None
+        if candidate.foreign is not None:
+            return cls(candidate, num_steps, counted, None, candidate.foreign(workload))
         if candidate.policy is not None:
             profile = candidate.profile
             cached = CachedDenoiser(
@@ -72,8 +76,32 @@ class PreparedCandidate:
     def label(self) -> str:
         return self.candidate.label
 
+    @property
+    def method(self) -> str:
+        """Policy, substitute and site by name, without settings."""
+        if self.foreign is not None:
+            return self.label.partition(" (")[0]
+        if self.cached is None or self.candidate.policy is None:
+            return self.candidate.kind
+        policy = "best" if self.candidate.policy == "best" else self.cached.policy.name
+        substitute = self.cached.substitute
+        corrected = ", corrected" if substitute.corrects else ""
+        place = "" if self.cached.site == "output" else f" at {self.cached.site}"
+        return f"{policy}, {substitute.name}{corrected}{place}"
+
+    @property
+    def as_it_is(self) -> Candidate:
+        """The candidate with the site that it has, and with ``hold`` where that is what it took."""
+        if self.cached is None:
+            return self.candidate
+        site = self.cached.site if self.candidate.site is None else self.candidate.site
+        substitute = self.candidate.substitute
+        if substitute is None and self.cached.substitute.name == "hold":
+            substitute = "hold"
+        return attrs.evolve(self.candidate, site=site, substitute=substitute)
+
     def sample(self, scheduler: Scheduler, batch: Batch, callback: Callable[[Evaluation], object]) -> Tensor:
-        denoiser: Callable[..., Any] = self.counted if self.cached is None else self.cached
+        denoiser: Callable[..., Any] = self.foreign or self.cached or self.counted
         site = None if self.cached is None else self.cached.resolved_site
         with warnings.catch_warnings(), self.counted.counting(site):
             warnings.simplefilter("ignore", CacheWarning)  # the traces keep them, and the report shows them
@@ -94,7 +122,7 @@ class SamplingPass:
     """One pass of a sampler over all batches."""
 
     samples: tuple[Tensor, ...]
-    seconds: WallTime
+    seconds: float
     nfe: tuple[float, ...]
     calls: int
     model_calls: int
@@ -111,8 +139,7 @@ def sample_all(
     samples: list[Tensor] = []
     traces: list[Trace] = []
     nfe: list[float] = []
-    calls, model_calls = 0, 0
-    watch = Stopwatch()
+    seconds, calls, model_calls = 0.0, 0, 0
     stages = workload.scheduler.evaluations_per_step
     expected = (sampler.num_steps * stages - stages + 1) * len(batches)
     for number, batch in enumerate(batches):
@@ -126,13 +153,16 @@ def sample_all(
 
         device = batch.inputs.noise.device
         _synchronise(device)
-        watch.start()
+        start = time.perf_counter()
         drawn = sampler.sample(workload.scheduler, batch, count)
         _synchronise(device)
-        watch.stop()
+        seconds += time.perf_counter() - start
         samples.append(drawn)
         calls = seen
         model_calls += sampler.counted.calls
+        if sampler.foreign is not None:
+            nfe.extend([sampler.foreign.evaluations] * len(batch.seeds))
+            continue
         if sampler.cached is None:
             nfe.extend([sampler.counted.calls] * len(batch.seeds))
         else:
@@ -141,7 +171,7 @@ def sample_all(
             each = trace.nfe_per_sample
             nfe.extend(each * (len(batch.seeds) // len(each)))  # one decision for all of them, or one each
         _check_count(sampler, seen, len(batch.seeds))
-    return SamplingPass(tuple(samples), watch.read(), tuple(nfe), calls, model_calls, tuple(traces))
+    return SamplingPass(tuple(samples), seconds, tuple(nfe), calls, model_calls, tuple(traces))
 
 
 def _check_count(sampler: PreparedCandidate, seen: int, rows: int) -> None:

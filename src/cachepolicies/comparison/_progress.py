@@ -1,4 +1,4 @@
-"""The progress of a comparison: a bar for each way of sampling on a terminal, plain lines elsewhere."""
+"""A progress bar for a comparison: one line for each way of sampling; plain lines where the output is piped."""
 
 from __future__ import annotations
 
@@ -13,32 +13,26 @@ if TYPE_CHECKING:
 ReportProgress = Callable[[str, int, int], None]
 """Tells the progress bar: what is running, how many evaluations it has done, and how many it will."""
 
-EVERY = 5.0
-"""Seconds between two plain lines of one way of sampling."""
+_EVERY = 5.0
+"""Seconds between two lines of one way of sampling, where there is no bar to redraw."""
 
 
 @contextlib.contextmanager
-def progress_bar(
-    show: bool, console: Console | None, clock: Callable[[], float] = time.monotonic
-) -> Iterator[ReportProgress]:
+def progress_bar(show: bool, console: Console | None) -> Iterator[ReportProgress]:
     if not show:
         yield lambda label, done, total: None
         return
     from rich.console import Console
 
-    target = console or Console(stderr=True)
-    # elsewhere than on a terminal rich shows a bar only when it is finished: a log would stay empty until the end
-    with _bars(target) if target.is_terminal else _lines(target, clock) as report:
-        yield report
-
-
-@contextlib.contextmanager
-def _bars(console: Console) -> Iterator[ReportProgress]:
+    shown = console or Console(stderr=True)
+    if not shown.is_terminal:
+        yield _lines(shown)
+        return
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=shown) as bar:
         tasks: dict[str, Any] = {}
 
         def report(label: str, done: int, total: int) -> None:
@@ -49,19 +43,15 @@ def _bars(console: Console) -> Iterator[ReportProgress]:
         yield report
 
 
-@contextlib.contextmanager
-def _lines(console: Console, clock: Callable[[], float]) -> Iterator[ReportProgress]:
-    """Print a line when a way of sampling is done, and one every few seconds until it is."""
-    begun = clock()
-    last = begun
+def _lines(console: Console) -> ReportProgress:
+    """Return what prints a line for each way of sampling when it begins, every few seconds, and at its end."""
+    last: dict[str, float] = {}
 
     def report(label: str, done: int, total: int) -> None:
-        nonlocal last
-        now = clock()
-        if done < total and now - last < EVERY:
+        now = time.monotonic()
+        if label in last and done < total and now - last[label] < _EVERY:
             return
-        last = now
-        line = f"[{now - begun:4.0f} s] {label}: {done} of {total} calls"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        last[label] = now
+        console.print(f"{label}: {done}/{total}", markup=False, highlight=False)
 
-    yield report
+    return report

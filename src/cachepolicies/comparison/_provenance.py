@@ -13,14 +13,12 @@ from torch import Tensor
 from cachepolicies.base.models import dtype_name
 from cachepolicies.base.provenance import versions_of
 from cachepolicies.comparison._passes import PreparedCandidate
-from cachepolicies.comparison._repeat import recipe_of
-from cachepolicies.comparison._run_settings import Method, RunSettings
 from cachepolicies.comparison.workload import Workload
 
 
 def settings_of(
     workload: Workload, order: Sequence[PreparedCandidate], batch_size: int, repeats: int, audited: int
-) -> RunSettings:
+) -> dict[str, str]:
     denoiser = order[0].counted.model_class_name
     config = ", ".join(f"{name}={value}" for name, value in workload.scheduler.config.items())
     settings = {
@@ -48,20 +46,7 @@ def settings_of(
             )
             named = cached.choice.sentence or repr(cached.settings)
             settings[sampler.label] = f"{named}{taken}, substitute {cached.substitute!r}, site {cached.site!r}"
-    options = (("batch_size", batch_size), ("repeats", repeats), ("audited", audited))
-    return RunSettings(
-        settings,
-        methods={sampler.label: method_of(sampler) for sampler in order},
-        recipe=recipe_of(workload, [sampler.candidate for sampler in order], options),
-    )
-
-
-def method_of(sampler: PreparedCandidate) -> Method:
-    candidate, cached = sampler.candidate, sampler.cached
-    if cached is None:
-        return Method(candidate.kind)
-    substitute = cached.substitute.name if candidate.substitute is None else candidate.substitute
-    return Method(cached.policy.name, substitute, cached.site)
+    return settings
 
 
 def provenance_of(noise: Tensor) -> dict[str, str]:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 from attrs import field, frozen
+from torch import Tensor
 
 from cachepolicies.comparison.results import CandidateKind
+from cachepolicies.comparison.workload import Workload
 from cachepolicies.contracts.policy import PolicySettings
 from cachepolicies.contracts.site import Site
 from cachepolicies.policies.limits import Limits
 from cachepolicies.profiles.schema import Profile
 
 UNCACHED = "uncached"
+
+
+class ForeignDenoiser(Protocol):
+    """Somebody else's cache around a denoiser; a `cachepolicies.contracts.denoiser.RunAwareDenoiser`."""
+
+    evaluations: int
+    """How often the network ran in the last run."""
+
+    def __call__(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or reuse."""
 
 
 @frozen
@@ -33,6 +47,8 @@ class Candidate:
         baselines: whether the baselines are sampled for it, where the comparison has them.
         kind: what the report shows it as.
         matches: label of the candidate that a baseline was matched to.
+        foreign: instead of a policy, makes somebody else's cached denoiser for a workload, which counts its own
+            ``evaluations`` in a run.
     """
 
     label: str
@@ -43,11 +59,14 @@ class Candidate:
     site: str | Site | None = None
     limits: Limits | None = None
     baselines: bool = True
-    kind: CandidateKind = field(kw_only=True)
     matches: str | None = None
     budget: int | float | str | None = None
     target: str | None = None
+    foreign: Callable[[Workload], ForeignDenoiser] | None = None
+    kind: CandidateKind = field(kw_only=True)
 
     @kind.default
     def _kind_of_policy(self) -> CandidateKind:
+        if self.foreign is not None:
+            return "foreign"
         return "fewer steps" if self.policy is None else "policy"

@@ -13,7 +13,7 @@ from attrs import frozen
 from cachepolicies.comparison._svg import GRID, INK, MUTED, PAPER
 from cachepolicies.comparison.results import CandidateKind, Change, Comparison, Result
 
-COLOURS = {"uncached": INK, "policy": "#2f7fc8", "fewer steps": "#d1701a", "uniform": "#4c8f5a"}
+COLOURS = {"uncached": INK, "policy": "#2f7fc8", "fewer steps": "#d1701a", "uniform": "#4c8f5a", "foreign": "#b0477c"}
 METHOD_COLOURS = ("#2f7fc8", "#a05fc0", "#0f9aa0", "#d1498b", "#8f7d1a", "#7272f0", "#b4553d", "#7d8894")
 """Of the policies' lines in turn; they suit a light and a dark page."""
 METHOD_MARKERS = ("o", "D", "v", "P", "X", "<", ">", "p", "*")
@@ -24,17 +24,17 @@ WIDE, NARROW = 10.0, 4.0
 MOST_LABELLED = 40
 """Samples that a timeline can label one by one."""
 LEAST_SPAN = 0.3
-"""Part of the uncached calls that the axis of the work spans at least."""
+"""Part of the uncached calls that the axis of the evaluations spans at least."""
 
 
 @frozen
 class Line:
-    """The rows of one method, in the chart of quality against work.
+    """The rows of one method, in the chart of quality against evaluations.
 
     Attributes:
         label: for the legend.
         kind: of its rows.
-        points: work in uncached calls, PSNR of the mean and of the worst sample, by work.
+        points: evaluations, PSNR of the mean and of the worst sample, by evaluations.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def joined(self) -> tuple[tuple[float, float], ...]:
-        """Work and mean of the points that the line goes through: of several at one work, the best."""
+        """Evaluations and mean of the points that the line goes through: of several at as many, the best."""
         best: dict[int, tuple[float, float]] = {}
         for work, mean, _ in self.points:
             at = round(work)
@@ -53,10 +53,9 @@ class Line:
 
 
 def lines(comparison: Comparison) -> list[Line]:
-    """Return one line for each policy, substitute and site, and last those of uniform reuse and of fewer steps.
+    """Return one line for each policy, substitute and site, and last those of other caches, uniform reuse, fewer steps.
 
-    A row whose PSNR is not finite has no place in them. Where it is not known what a reuse skips, the evaluations stand
-    for the work.
+    A row whose PSNR is not finite has no place in them.
     """
     points: dict[str, set[tuple[float, float, float]]] = {}
     kinds: dict[str, CandidateKind] = {}
@@ -64,17 +63,16 @@ def lines(comparison: Comparison) -> list[Line]:
         mean, worst = row["psnr_mean"], row["psnr_worst"]
         if result.kind == "uncached" or not (math.isfinite(mean) and math.isfinite(worst)):
             continue
-        work = result.mean_nfe if math.isnan(result.work) else result.work
-        label = comparison.method(result).label
-        points.setdefault(label, set()).add((work, mean, worst))
+        label = result.method or result.kind
+        points.setdefault(label, set()).add((row["nfe"], mean, worst))
         if kinds.get(label, "policy") == "policy":  # uniform reuse that was asked for is on the line of the baseline
             kinds[label] = result.kind
     found = [Line(label, kinds[label], tuple(sorted(some))) for label, some in points.items()]
-    return sorted(found, key=lambda line: ("policy", "uniform", "fewer steps").index(line.kind))
+    return sorted(found, key=lambda line: ("policy", "foreign", "uniform", "fewer steps").index(line.kind))
 
 
 def quality(comparison: Comparison, width: float = WIDE) -> Any:
-    """Draw PSNR against work: a line for each method, and below each point a thin one to the worst sample."""
+    """Draw PSNR against evaluations: a line for each method, and below each point a thin one to the worst sample."""
     drawn = lines(comparison)
     narrow = width < WIDE
     height = 4.6 + 0.19 * len(drawn) if narrow else max(4.6, 1.2 + 0.27 * len(drawn))
@@ -91,6 +89,8 @@ def quality(comparison: Comparison, width: float = WIDE) -> Any:
         elif line.kind == "uniform":
             style |= {"marker": "^", "ls": ("--", ":", "-.")[evens % 3]}
             evens += 1
+        elif line.kind == "foreign":
+            style |= {"marker": "d", "ls": "-"}
         axes.vlines(work, worst, mean, color=style["color"], lw=1, alpha=0.4)
         joined_work, joined_mean = zip(*line.joined, strict=True)
         axes.plot(joined_work, joined_mean, lw=1.8, ms=6, label=line.label, **style)
@@ -107,7 +107,7 @@ def quality(comparison: Comparison, width: float = WIDE) -> Any:
         span = max((high - low) * 1.1, LEAST_SPAN * comparison.uncached.calls)
         axes.set_xlim((low + high - span) / 2, (low + high + span) / 2)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel("work of a sample, in evaluations of the whole model")
+    axes.set_xlabel("evaluations per sample")
     axes.set_ylabel("PSNR against uncached, dB")
     _tidy(axes, grid="both")
     return figure

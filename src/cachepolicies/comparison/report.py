@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import resources
@@ -15,7 +14,7 @@ import cachepolicies.comparison.figures as figures
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison._films import films, is_video, rows_of_pictures
 from cachepolicies.comparison._svg import as_svg
-from cachepolicies.comparison.results import MARK, Comparison, Result, cells
+from cachepolicies.comparison.results import Comparison, Result, cells
 
 SECONDS_A_FRAME = 0.16
 
@@ -107,7 +106,7 @@ def rendered_report(comparison: Comparison) -> str:
     policies = [result for result in comparison.results if result.kind == "policy"]
     return environment.from_string(source).render(
         comparison=comparison,
-        mark=MARK,
+        verdict=comparison.verdict(),
         headlines=[_headline(comparison, result) for result in _matched(comparison, policies)],
         rows=_table_rows(comparison),
         scores=comparison.score_names,
@@ -115,7 +114,7 @@ def rendered_report(comparison: Comparison) -> str:
             "quality",
             lambda width: figures.quality(comparison, width),
             "",
-            "PSNR against work, a line for every method",
+            "PSNR against evaluations, a line for every method",
         ),
         films=films(comparison) if comparison.shown and is_video(comparison) else [],
         pictures=rows_of_pictures(comparison) if comparison.shown and not is_video(comparison) else (),
@@ -128,6 +127,7 @@ def rendered_report(comparison: Comparison) -> str:
                 f"which calls {result.label} evaluated, for every sample",
             )
             for number, result in enumerate(policies)
+            if result.traces
         ],
         changes=[
             _chart(
@@ -140,8 +140,6 @@ def rendered_report(comparison: Comparison) -> str:
             if result.changes
         ],
         notes=[(result.label, note) for result in comparison.results for note in result.notes],
-        load=_load(comparison),
-        python=comparison.settings.recipe.python(comparison.seeds),
     )
 
 
@@ -154,26 +152,21 @@ def _matched(comparison: Comparison, policies: Sequence[Result]) -> list[Result]
 def _headline(comparison: Comparison, result: Result) -> Headline:
     """Return what a policy saved, and what it kept against the baselines that were matched to it."""
     rows = {row["label"]: row for row in comparison.rows()}
-    ratio, doubt = comparison.speed_up(result), comparison.doubt(result)
+    ratio = comparison.speed_up(result)
     speed = f"{ratio:.2f} times as fast" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long"
+    if comparison.busy:
+        speed = "time not reliable"
     against = [
-        f"{other['psnr_mean']:.1f} dB {other['kind']}" for other in rows.values() if other["matches"] == result.label
+        f"{other['psnr_mean']:.1f} dB {other['label'] if other['kind'] == 'foreign' else other['kind']}"
+        for other in rows.values()
+        if other["matches"] == result.label
     ]
     kept = f"{rows[result.label]['psnr_mean']:.1f} dB"
     return Headline(
         label=result.label,
-        saved=f"{result.mean_nfe:.1f} of {result.calls} evaluations, {speed if doubt is None else 'time not reliable'}",
+        saved=f"{result.mean_nfe:.1f} of {result.calls} evaluations, {speed}",
         kept=kept + (f" (against {', '.join(against)})" if against else ""),
     )
-
-
-def _load(comparison: Comparison) -> str:
-    """Return how busy the machine was while it was timed."""
-    known = [row["waited"] for row in comparison.rows() if row["waited"] == row["waited"]]
-    if not known:
-        return "not known"
-    low, middle, high = min(known), statistics.median(known), max(known)
-    return f"the process waited for a core {middle:.0%} of its time ({low:.0%} to {high:.0%} by row)"
 
 
 def _table_rows(comparison: Comparison) -> list[TableRow]:
@@ -188,7 +181,7 @@ def _table_rows(comparison: Comparison) -> list[TableRow]:
         TableRow(
             label=result.label,
             kind=result.kind.replace(" ", "-"),
-            cells=cells(row, comparison.score_names),
+            cells=cells(row, comparison.score_names, timed=not comparison.busy),
             first=group == result.label,
             best=groups.count(group) > 1 and row["psnr_mean"] == best.get(group),
             policy=result.policy,

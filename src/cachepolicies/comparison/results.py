@@ -16,17 +16,12 @@ from rich.text import Text
 from torch import Tensor
 
 from cachepolicies.comparison._extras import check_installed
-from cachepolicies.comparison._run_settings import Method, RunSettings, as_run_settings
-from cachepolicies.comparison._verdict import verdict_of
-from cachepolicies.comparison.timing import Doubt, WallTime, as_wall_times, doubt_of, waited
+from cachepolicies.comparison.verdict import verdict_of
 from cachepolicies.engine.trace import Trace
 
-CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform"]
+CandidateKind = Literal["uncached", "policy", "fewer steps", "uniform", "foreign"]
 
 FORMAT = "cachepolicies-comparison-1"
-
-MARK = "†"
-"""Behind a time that is not reliable."""
 
 
 @frozen
@@ -61,7 +56,7 @@ class Result:
         nfe: evaluations of each sample, from the trace; the count by a wrapper around the model agrees.
         calls: of the denoiser by the sampler, for each sample.
         model_calls: of the model, for any number of rows, all batches together.
-        seconds: wall time for all samples, one entry a repeat, each with how busy the machine was.
+        seconds: wall time for all samples, one entry a repeat.
         psnr: of each sample against the uncached one, dB.
         ssim: of each sample, mean over its frames.
         scores: name to one number a sample; ``nan`` where it does not apply.
@@ -69,6 +64,7 @@ class Result:
         traces: one a batch; empty without a cache.
         changes: the audited reuses; empty without an audit.
         notes: what the traces had to say.
+        method: policy, substitute and site without their settings; what makes one line of a chart.
     """
 
     label: str
@@ -79,7 +75,7 @@ class Result:
     nfe: tuple[float, ...]
     calls: int
     model_calls: int
-    seconds: tuple[WallTime, ...] = field(converter=as_wall_times)
+    seconds: tuple[float, ...]
     psnr: tuple[float, ...]
     ssim: tuple[float, ...]
     scores: Mapping[str, tuple[float, ...]]
@@ -87,6 +83,7 @@ class Result:
     traces: tuple[Trace, ...] = field(default=(), repr=False)
     changes: tuple[Change, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    method: str = ""
 
     @property
     def mean_nfe(self) -> float:
@@ -101,6 +98,8 @@ class Result:
     @property
     def work(self) -> float:
         """Work of a sample in uncached calls, by FLOPs; ``nan`` where it is not known what a reuse skips."""
+        if self.kind == "foreign":
+            return math.nan  # what runs beside the network's blocks is not counted
         if not self.traces:
             return float(self.calls)
         parts = [trace.work for trace in self.traces]
@@ -134,26 +133,34 @@ class Comparison:
         seeds: of the samples.
         results: the uncached samples, then each candidate followed by its baselines.
         shown: seeds of the samples whose pictures were kept.
-        settings: what the comparison was run with, name to text; also the method of each row, and how to repeat it.
+        settings: what the comparison was run with, name to text.
         provenance: versions and machine, name to text.
         moved: PSNR of each uncached sample against itself with its first output changed at random, dB; empty where that
             was not looked at.
         failures: label of every candidate that failed while it was sampled, and its error.
+        busy: why the wall times say little; empty where they can be believed.
+        repeat: Python that makes the comparison again.
     """
 
     name: str
     seeds: tuple[int, ...]
     results: tuple[Result, ...]
     shown: tuple[int, ...]
-    settings: RunSettings = field(converter=as_run_settings)
+    settings: Mapping[str, str]
     provenance: Mapping[str, str]
     moved: tuple[float, ...] = ()
     failures: Mapping[str, str] = field(factory=dict)
+    busy: str = ""
+    repeat: str = ""
 
     @property
     def uncached(self) -> Result:
         """The reference."""
         return self.results[0]
+
+    def verdict(self) -> str:
+        """Return one sentence: what is saved at what distance, beside fewer steps at as many evaluations."""
+        return verdict_of(self)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -163,33 +170,6 @@ class Comparison:
     def speed_up(self, result: Result) -> float:
         """Return wall time uncached / wall time of a result, medians over the repeats."""
         return self.uncached.wall_time / max(result.wall_time, 1e-9)
-
-    def method(self, result: Result) -> Method:
-        """Return policy, substitute and site of a result, by which rows of other settings or budgets are alike."""
-        if result.label in self.settings.methods:
-            return self.settings.methods[result.label]
-        return Method(result.traces[0].policy, result.traces[0].substitute) if result.traces else Method(result.kind)
-
-    def verdict(self) -> str:
-        """Return in one sentence whether caching paid here.
-
-        It is about the policy that is farthest ahead of, or least far behind, as many plain steps in PSNR. A difference
-        of less than 0.1 dB, or than twice its standard error over the samples, is none.
-        """
-        return verdict_of(self)
-
-    def doubt(self, result: Result) -> Doubt | None:
-        """Return why the times of a result, or those of the uncached row that they are compared with, are not believed.
-
-        The threads waited for a core for more than a twentieth of the time, or the repeats lie far apart. ``None`` if
-        nothing speaks against them.
-        """
-        return doubt_of(result.seconds) or doubt_of(self.uncached.seconds)
-
-    def doubts(self) -> tuple[Doubt, ...]:
-        """Return every reason for which the time of some result is not believed."""
-        found = [self.doubt(result) for result in self.results]
-        return tuple(doubt for doubt in Doubt if doubt in found)
 
     def calls_saved(self, result: Result) -> float:
         """Return evaluations uncached / evaluations of a result: the speed-up if nothing else took time."""
@@ -214,8 +194,7 @@ class Comparison:
         """Return one flat mapping a result: what the table, the CSV and the JSON hold.
 
         PSNR in dB (mean, standard deviation, worst sample, and the worst that is not unstable), ``seconds`` for all
-        samples, ``ideal_speed_up`` the ratio of the evaluations, ``waited`` the part of its time that the process
-        waited for a core. ``nan`` where something does not apply.
+        samples, ``ideal_speed_up`` the ratio of the evaluations. ``nan`` where something does not apply.
         """
         return [self._row(result) for result in self.results]
 
@@ -229,7 +208,6 @@ class Comparison:
             "label": result.label,
             "kind": result.kind,
             "matches": result.matches or "",
-            "method": self.method(result).label,
             "policy": result.policy,
             "steps": result.num_steps,
             "nfe": result.mean_nfe,
@@ -240,8 +218,6 @@ class Comparison:
             "seconds": result.wall_time,
             "speed_up": self.speed_up(result),
             "ideal_speed_up": self.calls_saved(result),
-            "waited": waited(result.seconds),
-            "time_reliable": self.doubt(result) is None,
             "psnr_mean": math.nan if reference else statistics.fmean(result.psnr),
             "psnr_std": math.nan if reference else _std(result.psnr),
             "psnr_worst": math.nan if reference else _worst(result.psnr),
@@ -267,14 +243,14 @@ class Comparison:
             following = self.results[number + 1] if number + 1 < len(self.results) else None
             table.add_row(
                 Text(result.label if starts_group else f"  {result.label}"),
-                *cells(row, self.score_names),
+                *cells(row, self.score_names, timed=not self.busy),
                 end_section=following is not None and following.kind == "policy",
             )
-        if doubts := self.doubts():
-            table.caption = Text("\n".join(f"{MARK} {doubt.value}" for doubt in doubts))
-            table.caption_justify = "left"
         for label, error in self.failures.items():
             table.add_row(Text(f"{label}: FAILED, {error}", style="bold red"))
+        if self.busy:
+            table.caption = f"~ the machine was busy, times say little: {self.busy}"
+            table.caption_justify = "left"
         return table
 
     def to_csv(self, path: str | Path | None = None) -> str:
@@ -315,8 +291,11 @@ class Comparison:
         document = {
             "format": FORMAT,
             "workload": self.name,
-            "verdict": self.verdict(),
             "seeds": self.seeds,
+            "verdict": self.verdict(),
+            "busy": self.busy,
+            "repeat": self.repeat,
+            "failures": dict(self.failures),
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
             "rows": rows,
@@ -329,20 +308,23 @@ class Comparison:
         return _written(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", path)
 
 
-def cells(row: Mapping[str, Any], scores: tuple[str, ...]) -> tuple[str, ...]:
+def cells(row: Mapping[str, Any], scores: tuple[str, ...], timed: bool = True) -> tuple[str, ...]:
     """Return the numbers of one row as a reader sees them, in the order of the table's columns.
 
-    Times that are not reliable have a `MARK`.
+    Args:
+        row: of `Comparison.rows`.
+        scores: names of the workload's.
+        timed: whether the wall times can be believed; marked where not, and no ratio is made of them.
     """
-    mark = "" if row["time_reliable"] else f" {MARK}"
+    mark = "" if timed else "~"
     spread = "" if _is_nan(row["psnr_std"]) else f" ± {row['psnr_std']:.1f}"
     return (
         f"{row['nfe']:.1f}",
         f"{row['cache_ratio']:.0%}",
         _as_cell(row["work"], ".0%"),
-        (f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}") + mark,
-        f"{row['speed_up']:.2f}x{mark}",
-        f"{row['speed_up'] / row['ideal_speed_up']:.0%}{mark}",
+        mark + (f"{row['seconds']:.1f}" if row["seconds"] >= 0.95 else f"{row['seconds']:.2g}"),
+        f"{row['speed_up']:.2f}x" if timed else "~",
+        f"{row['speed_up'] / row['ideal_speed_up']:.0%}" if timed else "~",
         _as_cell(row["psnr_mean"], ".1f") + spread,
         _as_cell(row["psnr_worst"], ".1f"),
         _as_cell(row["unstable"], "d"),

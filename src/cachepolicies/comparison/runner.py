@@ -15,10 +15,12 @@ from cachepolicies.comparison._passes import Batch, PreparedCandidate, SamplingP
 from cachepolicies.comparison._progress import progress_bar
 from cachepolicies.comparison._provenance import provenance_of, settings_of
 from cachepolicies.comparison.candidate import UNCACHED, Candidate
+from cachepolicies.comparison.load import load, why_unreliable
 from cachepolicies.comparison.metrics import psnr, ssim
 from cachepolicies.comparison.results import Change, Comparison, Result
 from cachepolicies.comparison.stability import moved_psnr
 from cachepolicies.comparison.workload import Workload
+from cachepolicies.profiles.schema import Profile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,6 +83,7 @@ def compare(
     reference = Candidate(UNCACHED, kind="uncached")
     planned = [PreparedCandidate.of(workload, candidate) for candidate in (reference, *candidates)]
     batches = [Batch.of(workload, seeds[start : start + batch_size]) for start in range(0, len(seeds), batch_size)]
+    before = load()
     finished: dict[str, SamplingPass] = {}
     seconds: dict[str, list[float]] = {}
     order: list[PreparedCandidate] = []
@@ -98,7 +101,7 @@ def compare(
             order.append(sampler)
             if baselines and sampler.candidate.baselines and sampler.candidate.kind == "policy":
                 taken = {*finished, *(each.label for each in planned)}
-                for matched in matched_baselines(workload, sampler, finished[sampler.label].mean_nfe):
+                for matched in matched_baselines(workload, sampler.as_it_is, finished[sampler.label].mean_nfe):
                     clash = matched.label in taken
                     label = f"{matched.label}, {sampler.label}" if clash else matched.label
                     baseline = attrs.evolve(matched, label=label)
@@ -135,26 +138,44 @@ def compare(
         results=tuple(results),
         shown=tuple(seeds[:shown]),
         moved=moved,
+        busy=why_unreliable(seconds[UNCACHED], before, load()),
+        repeat=_repeated(candidates, seeds, batch_size, repeats, baselines),
         failures={label: f"{type(error).__name__}: {error}" for label, error in failures.items()},
         settings=settings_of(workload, order, batch_size, repeats, min(audited, len(seeds))),
         provenance=provenance_of(batches[0].inputs.noise),
     )
 
 
-def matched_baselines(workload: Workload, sampler: PreparedCandidate, nfe: float) -> tuple[Candidate, ...]:
+def _repeated(
+    candidates: Sequence[Candidate], seeds: Sequence[int], batch_size: int, repeats: int, baselines: bool
+) -> str:
+    """Return the call that compares the same again, with the workload to be put in."""
+    steady = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    drawn = f"range({seeds[0]}, {seeds[0] + len(seeds)})" if steady else repr(list(seeds))
+    lines = []
+    for each in candidates:
+        said = [repr(each.label), repr(each.policy)]
+        for name in ("num_steps", "profile", "substitute", "site", "limits", "baselines", "budget", "target"):
+            value = getattr(each, name)
+            if value != getattr(attrs.fields(Candidate), name).default:
+                said.append(f"{name}={value.name if isinstance(value, Profile) else value!r}")
+        lines.append(f"    Candidate({', '.join(said)}),")
+    options = f"batch_size={batch_size}, repeats={repeats}, baselines={baselines}"
+    return "\n".join(["compare(workload, [", *lines, f"], {drawn}, {options})"])
+
+
+def matched_baselines(workload: Workload, candidate: Candidate, nfe: float) -> tuple[Candidate, ...]:
     """Return the baselines with as many evaluations as a policy took, to the nearest step.
 
     Args:
         workload: sampled by all of them.
-        sampler: the policy, set up.
+        candidate: the policy.
         nfe: its mean evaluations per sample.
 
     Returns:
         ``fewer steps (n)``, the same solver without a cache, and ``uniform (n)``, evenly spaced reuse in as many steps
         as the policy had. None if that is every step.
     """
-    candidate, cached = sampler.candidate, sampler.cached
-    assert cached is not None
     steps = candidate.num_steps or workload.num_steps
     stages = workload.scheduler.evaluations_per_step
     # the last step of a two-stage sampler takes one evaluation, by the scheduler's contract
@@ -162,16 +183,16 @@ def matched_baselines(workload: Workload, sampler: PreparedCandidate, nfe: float
     if wanted >= steps:
         return ()
     fewer = Candidate(f"fewer steps ({wanted})", None, wanted, kind="fewer steps", matches=candidate.label)
-    place = "" if cached.site == "output" else f" at {cached.site}"
-    left_open = candidate.substitute is None and cached.substitute.name != "hold"
+    site = candidate.site if candidate.site is None or isinstance(candidate.site, str) else candidate.site.name
+    place = "" if site in (None, "output") else f" at {site}"
     uniform = Candidate(
         f"uniform ({wanted}){place}",
         "uniform",
         steps,
         budget=wanted,
         profile=candidate.profile,
-        substitute=None if left_open else candidate.substitute or "hold",
-        site=cached.site if candidate.site is None else candidate.site,
+        substitute=candidate.substitute,
+        site=candidate.site,
         kind="uniform",
         matches=candidate.label,
     )
@@ -216,6 +237,7 @@ def _judge(
         pictures=torch.cat(kept),
         traces=finished.traces,
         changes=changes,
+        method=sampler.method,
         notes=tuple(dict.fromkeys(note for trace in finished.traces for note in trace.notes)),
     )
 

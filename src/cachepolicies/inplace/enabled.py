@@ -225,7 +225,10 @@ def enable(
             given = profile.get(name) if isinstance(profile, Mapping) else profile
             own = settings if isinstance(named, str) or named is None else {}
             parts = Parts(named, own, given, substitute, site, adapter, limits, asked, learn, "blocks")
-            binding = _bind(clock, name, module, parts, options, batched=batched, x_name=x_name, t_name=t_name)
+            part = len(modules) > 1
+            binding = _bind(
+                clock, name, module, parts, options, part=part, batched=batched, x_name=x_name, t_name=t_name
+            )
             each = _Attached(binding, Installed(module, binding.hook))
             binding.hook.attached = each
             attached.append(each)
@@ -283,6 +286,7 @@ def _bind(
     parts: Parts,
     options: Options,
     *,
+    part: bool,
     batched: Collection[str] | None,
     x_name: str | None,
     t_name: str | None,
@@ -301,6 +305,7 @@ def _bind(
         notes=notes,
         scheduler=lambda: None if clock is None else scheduler_of_pipeline(clock.scheduler()),
         or_of_profile=clock is None or clock.scheduler() is None,
+        part=part,
         guidance=lambda: None if clock is None else clock.scale(),
     )
     known = assembly.adapter

@@ -69,10 +69,13 @@ class RunRecorder(Watch):
     Attributes:
         done: told of the run when it came to its end whole.
         refused: told why nothing was recorded, where nothing was.
+        part: whether the denoiser may be called in a part of a declared run only, as two of a pipeline are; otherwise a
+            run that stopped on the way is not learned from.
     """
 
     done: Callable[[RecordedRun], object]
     refused: Callable[[str], object]
+    part: bool = field(default=False, kw_only=True)
     _seen: dict[str, list[_Seen]] = field(factory=dict, init=False)
     _latents: Projection | None = field(default=None, init=False)
     _outputs: Projection | None = field(default=None, init=False)
@@ -147,8 +150,11 @@ class RunRecorder(Watch):
         if len(levels[0]) < FEWEST_STEPS:
             return f"it has {len(levels[0])} steps only"
         declared = None if self._info is None else self._info.timesteps
-        if declared is not None and part_of(levels[0], declared) is None:
-            return f"it was declared with {len(declared)} steps, and {len(levels[0])} others were evaluated"
+        whole = declared is None or self.part or len(declared) == len(levels[0])
+        if declared is not None and (not whole or part_of(levels[0], declared) is None):
+            return (
+                f"it was declared with {len(declared)} steps, and {len(levels[0])} of them, or others, were evaluated"
+            )
         finite = all(torch.isfinite(each.output).all() for seen in self._seen.values() for each in seen)
         return None if finite else "an output is not finite"
 

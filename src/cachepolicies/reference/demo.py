@@ -1,20 +1,17 @@
 """The demonstration: ``python -m cachepolicies.reference.demo``.
 
-It samples 32 guided videos with the trained video DiT: uncached, with SenCache at three settings, and, at the
-evaluations each of them took, with fewer steps and with evenly spaced reuse. Then what is solved for rather than tuned,
-at the evaluations of the middle setting: a plan's refreshes and SenCache with eps(t), holding, extrapolating, and
-extrapolating with a correction at the next evaluation. Last SenCache, TeaCache, MagCache and evenly spaced reuse with
-the residual of the block stack. It says first how long that takes, prints the table and the verdict, and writes
-``report.html``, ``table.csv`` and ``table.json``.
+It samples 16 guided videos with the trained video DiT: uncached, by default at three budgets, and beside each of them
+fewer steps at as many evaluations and diffusers' own SeaCache at about as many. It prints verdict and table, and writes
+``report.html``, ``table.csv`` and ``table.json``. With ``--all`` it goes on to every method: SenCache at three
+settings, plans and SenCache with eps(t) for three substitutes, and four methods at the block stack, on 32 videos.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +26,8 @@ from cachepolicies.comparison.results import CandidateKind
 from cachepolicies.planning import plan
 from cachepolicies.policies import Schedule
 from cachepolicies.profiles.load import load_profile
-from cachepolicies.reference.workloads import video_dit
+from cachepolicies.reference.of_diffusers import DiffusersSeaCache
+from cachepolicies.reference.workloads import STEPS, video_dit
 
 PROFILE = "video-dit"
 """The shipped profile of the trained video DiT."""
@@ -58,10 +56,51 @@ AT_BLOCKS = {
 }
 """Label to setting, all with about the evaluations of the middle one; what is held is the residual of the blocks."""
 
-SAMPLES = 32
-BATCH = 32
-AUDITED = 8
+BUDGETS = (0.26, 0.34, 0.44)
+"""Of the default, parts of the work; the thresholds of diffusers' SeaCache beside them take about as much."""
+
+THRESHOLDS = (1.0, 0.5, 0.25)
+
+SAMPLES, SAMPLES_OF_ALL = 16, 32
 OUT = Path("demo")
+
+
+def first() -> list[Candidate]:
+    """Return the default at three budgets, each with diffusers' SeaCache at about as many evaluations."""
+    rows = []
+    for budget, threshold in zip(BUDGETS, THRESHOLDS, strict=True):
+        label, steps = f"budget={budget}", round(budget * STEPS)
+        rows.append(Candidate(label, "best", budget=budget, profile=PROFILE, baselines=False))
+        rows.append(Candidate(f"fewer steps ({steps})", num_steps=steps, matches=label))
+        rows.append(
+            Candidate(f"SeaCache of diffusers ({threshold})", foreign=partial(_sea_cache, threshold), matches=label)
+        )
+    return rows
+
+
+def _sea_cache(threshold: float, workload: Workload) -> DiffusersSeaCache:
+    return DiffusersSeaCache(workload.denoiser, workload.scheduler, threshold)
+
+
+def everything() -> list[Candidate]:
+    """Return every method."""
+    return [
+        *(Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()),
+        *planned(),
+        *(
+            Candidate(
+                label,
+                "uniform" if label.startswith("uniform") else policy,
+                profile=PROFILE,
+                site="blocks",
+                substitute="hold",
+                baselines=False,
+                budget=BUDGET if label.startswith("uniform") else None,
+                kind=_kind(policy),
+            )
+            for label, policy in AT_BLOCKS.items()
+        ),
+    ]
 
 
 def planned() -> list[Candidate]:
@@ -79,88 +118,44 @@ def planned() -> list[Candidate]:
     return rows
 
 
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
 def _kind(policy: str) -> CandidateKind:
     return "uniform" if policy.startswith("uniform") else "policy"
 
 
-def candidates() -> list[Candidate]:
-    """Return all rows but the uncached one and the matched baselines."""
-    return [
-        *(Candidate(label, policy, profile=PROFILE) for label, policy in POLICIES.items()),
-        *planned(),
-        *(
-            Candidate(label, policy, profile=PROFILE, site="blocks", baselines=False, kind=_kind(policy))
-            for label, policy in AT_BLOCKS.items()
-        ),
-    ]
-
-
-def expected_evaluations(rows: Sequence[Candidate], steps: int, samples: int, repeats: int) -> float:
-    """Return about how many evaluations of a batch the comparison takes: every row with those of the middle setting.
-
-    The uncached samples are drawn once more for the times and once for the stability, the audited ones of every policy
-    with all steps.
-    """
-    budgeted = sum(3 if row.baselines else 1 for row in rows)
-    batches = math.ceil(samples / BATCH)
-    audited = sum(row.kind == "policy" for row in rows) * steps * min(AUDITED, samples) / min(BATCH, samples)
-    return batches * (repeats * (steps + budgeted * BUDGET) + 2 * steps) + audited
-
-
-def seconds_of_an_evaluation(workload: Workload, samples: int) -> float:
-    """Return how long one evaluation of a batch takes: the median of five, after one that sets up what they need."""
-    inputs = workload.draw(range(min(BATCH, samples)))
-    t = torch.full((len(inputs),), 500.0)
-    seconds = []
+def _announcement(workload: Workload, samples: int, repeats: int, candidates: Sequence[Candidate]) -> str:
+    """Return how long it will take, from one timed evaluation."""
+    drawn = workload.draw(range(samples))
+    run = workload.scheduler.begin(workload.num_steps)
+    given, t = run.model_input(workload.scheduler.initial(drawn.noise, workload.num_steps))
     with torch.no_grad():
-        for _ in range(6):
-            start = time.perf_counter()
-            workload.denoiser(inputs.noise, t, *inputs.args, **inputs.kwargs)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-def forecast(seconds: float, evaluations: float) -> str:
-    """Return in one line how long the comparison will take."""
-    total = seconds * evaluations
-    about = f"{total / 60:.0f} minutes" if total >= 90 else f"{max(total, 2):.0f} seconds"
-    return (
-        f"this takes about {about}: {evaluations:.0f} evaluations of a batch, {seconds:.2f} s each on this machine now"
-    )
+        workload.denoiser(given, t, *drawn.args)  # threads and kernels are set up
+        start = time.perf_counter()
+        workload.denoiser(given, t, *drawn.args)
+    each = time.perf_counter() - start
+    # uncached twice and once more with a changed output; a candidate takes about half with its baselines on top
+    evaluations = workload.num_steps * (3 + 0.5 * len(candidates) * repeats)
+    minutes = evaluations * each / 60
+    return f"{len(candidates)} ways of sampling {samples} videos, and their baselines: about {minutes:.1f} minutes"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the demonstration and return the exit code."""
     parser = argparse.ArgumentParser(description="Sample the trained video DiT with fewer evaluations, and compare.")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of report.html, table.csv and table.json")
-    parser.add_argument("--samples", type=_positive, default=SAMPLES)
-    parser.add_argument("--repeats", type=_positive, default=1, help="how often everything is timed")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--repeats", type=int, default=1, help="how often everything is timed")
+    parser.add_argument("--all", action="store_true", help="every method, on 32 samples: some ten minutes")
     given = parser.parse_args(arguments)
+    samples = given.samples or (SAMPLES_OF_ALL if given.all else SAMPLES)
     errors = Console(stderr=True)
     try:
         check_installed("torchmetrics", "matplotlib", "jinja2")
-        workload, rows = video_dit(), candidates()
-        expected = expected_evaluations(rows, workload.num_steps, given.samples, given.repeats)
-        line = forecast(seconds_of_an_evaluation(workload, given.samples), expected)
-        errors.print(line, markup=False, highlight=False, soft_wrap=True)
-        comparison = compare(
-            workload,
-            rows,
-            range(given.samples),
-            batch_size=BATCH,
-            repeats=given.repeats,
-            audited=AUDITED,
-            console=errors,
-        )
-        console = wide_console()
-        console.print(comparison.table())
-        console.print(comparison.verdict(), markup=False, highlight=False)
+        workload = video_dit()
+        candidates = everything() if given.all else first()
+        errors.print(_announcement(workload, samples, given.repeats, candidates), highlight=False)
+        comparison = compare(workload, candidates, range(samples), repeats=given.repeats, audited=0, console=errors)
+        wide_console().print(comparison.verdict(), highlight=False, soft_wrap=True)
+        wide_console().print(comparison.table())
         for path in write_all(comparison, given.out):
             print(path)
     except CachePoliciesError as error:
