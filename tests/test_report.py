@@ -15,7 +15,7 @@ from attrs import evolve
 from rich.console import Console
 
 from cachepolicies.base.errors import SettingsError
-from cachepolicies.comparison import Candidate, Comparison, compare
+from cachepolicies.comparison import Candidate, Comparison, Inputs, Workload, compare
 from cachepolicies.comparison._films import films
 from cachepolicies.comparison._progress import progress_bar
 from cachepolicies.comparison._svg import INK, PAPER, as_svg
@@ -23,7 +23,15 @@ from cachepolicies.comparison.figures import NARROW, WIDE, lines, quality
 from cachepolicies.comparison.load import why_unreliable
 from cachepolicies.comparison.report import rendered_report
 from cachepolicies.comparison.results import Result
-from test_comparison import tiny
+
+
+def tiny() -> Workload:
+    """A linear velocity on two frames of 12 x 12."""
+
+    def inputs(seeds):
+        return Inputs(torch.stack([torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(s)) for s in seeds]))
+
+    return Workload("tiny", lambda x, t: 0.5 * x, "flow-euler", 12, (2, 12, 12), inputs, lambda x: x.clamp(0, 1))
 
 
 def result(label: str, kind: Any = "policy", psnr: float = 40.0, nfe: float = 10, **more: Any) -> Result:
