@@ -1,9 +1,9 @@
-"""The report of a comparison: one HTML file that needs nothing else, with figures inline and no scripts."""
+"""The report of a comparison: one HTML file that needs nothing else, with figures and videos inline and no scripts."""
 
 from __future__ import annotations
 
-import base64
-import io
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from attrs import frozen
 
 import cachepolicies.comparison.figures as figures
 from cachepolicies.comparison._extras import check_installed
-from cachepolicies.comparison.results import Comparison, cells
+from cachepolicies.comparison._films import films, is_video, rows_of_pictures
+from cachepolicies.comparison._svg import as_svg
+from cachepolicies.comparison.results import Comparison, Result, cells
 
-DPI = 130
-STRIPS = 3
-"""Videos shown; of pictures, all that were kept."""
+SECONDS_A_FRAME = 0.16
 
 
 @frozen
@@ -41,20 +41,29 @@ class TableRow:
 
 
 @frozen
-class Picture:
-    """A figure of the report.
+class Chart:
+    """A figure of the report, drawn for a screen and for a telephone.
 
     Attributes:
         title: above it; may be empty.
-        data: base64 of the PNG.
+        wide: the SVG.
+        narrow: the same for a page of less than 720 pixels.
         alternative: what it shows, in words.
-        width: pixels on the page.
     """
 
     title: str
-    data: str
+    wide: str
+    narrow: str
     alternative: str
-    width: int
+
+
+@frozen
+class Headline:
+    """What one policy saved and kept, for the top of the page."""
+
+    label: str
+    saved: str
+    kept: str
 
 
 def write_report(comparison: Comparison, path: str | Path) -> Path:
@@ -97,66 +106,67 @@ def rendered_report(comparison: Comparison) -> str:
     policies = [result for result in comparison.results if result.kind == "policy"]
     return environment.from_string(source).render(
         comparison=comparison,
-        headline=_headline(comparison),
+        verdict=comparison.verdict(),
+        headlines=[_headline(comparison, result) for result in _matched(comparison, policies)],
         rows=_table_rows(comparison),
         scores=comparison.score_names,
-        quality=_picture(figures.quality(comparison), "", "PSNR against evaluations, for every way of sampling"),
-        samples=_samples(comparison),
-        video=figures.is_video(comparison),
-        played=_played(comparison),
-        verdict=comparison.verdict(),
+        quality=_chart(
+            "quality",
+            lambda width: figures.quality(comparison, width),
+            "",
+            "PSNR against evaluations, a line for every method",
+        ),
+        films=films(comparison) if comparison.shown and is_video(comparison) else [],
+        pictures=rows_of_pictures(comparison) if comparison.shown and not is_video(comparison) else (),
+        seconds_a_frame=SECONDS_A_FRAME,
         timelines=[
-            _picture(
-                figures.timeline(comparison, result),
+            _chart(
+                f"timeline{number}",
+                partial(figures.timeline, comparison, result),
                 f"{result.label}: {result.mean_nfe:.1f} of {result.calls} ({min(result.nfe):g} to {max(result.nfe):g})",
                 f"which calls {result.label} evaluated, for every sample",
             )
-            for result in policies
+            for number, result in enumerate(policies)
             if result.traces
         ],
         changes=[
-            _picture(
-                figures.changes(result), result.label, f"predicted and true change at the reuses of {result.label}"
+            _chart(
+                f"changes{number}",
+                partial(figures.changes, result),
+                result.label,
+                f"predicted and true change at the reuses of {result.label}",
             )
-            for result in policies
+            for number, result in enumerate(policies)
             if result.changes
         ],
-        policies=policies,
         notes=[(result.label, note) for result in comparison.results for note in result.notes],
     )
 
 
-def _played(comparison: Comparison) -> list[Picture]:
-    """Return the shown videos as the first policy made them, playing."""
-    policies = [result for result in comparison.results if result.kind == "policy"]
-    if not policies or not figures.is_video(comparison):
-        return []
-    found = []
-    for number, seed in enumerate(comparison.shown[:STRIPS]):
-        data = base64.b64encode(figures.played(comparison, policies[0], number)).decode("ascii")
-        words = f"seed {seed}: uncached, {policies[0].label}, and their difference, playing"
-        found.append(Picture(f"seed {seed}", data, words, figures.PLAYED))
-    return found
+def _matched(comparison: Comparison, policies: Sequence[Result]) -> list[Result]:
+    """Return the policies that baselines were matched to; all of them if there is none."""
+    matched = {result.matches for result in comparison.results}
+    return [result for result in policies if result.label in matched] or list(policies)
 
 
-def _headline(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Return one line a policy: its label, what it saved, and what it kept against the better baseline."""
-    lines = []
+def _headline(comparison: Comparison, result: Result) -> Headline:
+    """Return what a policy saved, and what it kept against the baselines that were matched to it."""
     rows = {row["label"]: row for row in comparison.rows()}
-    for result in comparison.results:
-        if result.kind != "policy":
-            continue
-        row = rows[result.label]
-        faster = "" if comparison.busy else f", {row['speed_up']:.2f} times as fast"
-        saved = f"{row['nfe']:.1f} of {result.calls} evaluations{faster}"
-        kept = f"{row['psnr_mean']:.1f} dB"
-        against = [
-            f"{other['psnr_mean']:.1f} dB {other['label'] if other['kind'] == 'foreign' else other['kind']}"
-            for other in rows.values()
-            if other["matches"] == result.label
-        ]
-        lines.append((result.label, saved, kept + (f" (against {', '.join(against)})" if against else "")))
-    return lines
+    ratio = comparison.speed_up(result)
+    speed = f"{ratio:.2f} times as fast" if ratio >= 1 else f"takes {1 / ratio:.2f} times as long"
+    if comparison.busy:
+        speed = "time not reliable"
+    against = [
+        f"{other['psnr_mean']:.1f} dB {other['label'] if other['kind'] == 'foreign' else other['kind']}"
+        for other in rows.values()
+        if other["matches"] == result.label
+    ]
+    kept = f"{rows[result.label]['psnr_mean']:.1f} dB"
+    return Headline(
+        label=result.label,
+        saved=f"{result.mean_nfe:.1f} of {result.calls} evaluations, {speed}",
+        kept=kept + (f" (against {', '.join(against)})" if against else ""),
+    )
 
 
 def _table_rows(comparison: Comparison) -> list[TableRow]:
@@ -180,19 +190,6 @@ def _table_rows(comparison: Comparison) -> list[TableRow]:
     ]
 
 
-def _samples(comparison: Comparison) -> list[Picture]:
-    if not comparison.shown:
-        return []
-    if not figures.is_video(comparison):
-        return [_picture(figures.sample_sheet(comparison), "", "the same samples from every way of sampling")]
-    return [
-        _picture(figures.strip(comparison, number), "", f"seed {seed} from every way of sampling")
-        for number, seed in enumerate(comparison.shown[:STRIPS])
-    ]
-
-
-def _picture(figure: Any, title: str, alternative: str) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(title, data, alternative, round(float(figure.get_size_inches()[0]) * 100))
+def _chart(name: str, draw: Callable[[float], Any], title: str, alternative: str) -> Chart:
+    wide, narrow = (as_svg(draw(width), f"{name}-{width:g}") for width in (figures.WIDE, figures.NARROW))
+    return Chart(title, wide, narrow, alternative)
