@@ -20,6 +20,11 @@ Target = Annotated[
         "cachepolicies.reference.workloads:video_dit.",
     ),
 ]
+MaybeTarget = Annotated[
+    str | None,
+    typer.Argument(metavar="[MODULE:FUNCTION]", help="Function that returns a cachepolicies.comparison.Workload."),
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 """Every command that prints something has it."""
 
@@ -37,10 +42,10 @@ def workload_of(target: str, options: list[str] | None) -> Workload:
     """
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script's own folder is on the path instead
-    return load_workload(target, **_parsed(options or []))
+    return load_workload(target, **parsed_options(options or []))
 
 
-def _parsed(options: list[str]) -> dict[str, Any]:
+def parsed_options(options: list[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for option in options:
         name, equals, text = option.partition("=")

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from cachepolicies.base.errors import ProfileError, SettingsError
-from cachepolicies.cli._options import AsJson, Options, Target, seeds_from, workload_of
+from cachepolicies.cli._options import AsJson, MaybeTarget, Options, seeds_from, workload_of
+from cachepolicies.cli._pipeline import calibrated_pipeline
 from cachepolicies.cli._trials import FURTHER, try_and_save
 from cachepolicies.profiles.schema import Trajectory
 
@@ -17,7 +18,8 @@ FIRST_SEED = 1000
 
 
 def calibrate(
-    workload: Target,
+    workload: MaybeTarget = None,
+    *,
     out: Annotated[Path, typer.Option(help="The .json file of the profile; its tables go beside it.")],
     samples: Annotated[int, typer.Option(help="Calibration samples; 8 suffice.")] = 8,
     steps: Annotated[int | None, typer.Option(help="Sampler steps; the workload's own by default.")] = None,
@@ -45,6 +47,14 @@ def calibrate(
         typer.Option(help="Folder for finished batches: an interrupted calibration resumes. Default: OUT.partial"),
     ] = None,
     notes: Annotated[str, typer.Option(help="Free text for the profile.")] = "",
+    pipeline: Annotated[
+        str | None, typer.Option(help="Instead of a workload: a diffusers pipeline, by its folder or Hub id.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="For --pipeline: a file with a prompt a line, or a JSON object with arguments of the call."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="For --pipeline: where it runs.")] = "cpu",
     as_json: AsJson = False,
     option: Options = None,
 ) -> None:
@@ -56,6 +66,19 @@ def calibrate(
     from cachepolicies.profiles.io import profile_as_json, save_profile
     from cachepolicies.profiles.summary import summarise
 
+    if out.suffix == ".json" and pipeline is not None:
+        if workload is not None or prompts is None or steps is None:
+            raise SettingsError("--pipeline goes with --prompts and --steps, and without a workload")
+        made = calibrated_pipeline(pipeline, prompts, steps, out, checkpoint, device, _stride(weights), option, notes)
+        for path, each in made.items():
+            if as_json:
+                typer.echo(profile_as_json(each))
+            else:
+                Console().print(summarise(each))
+                typer.echo(path)
+        return
+    if workload is None:
+        raise SettingsError("give a workload, MODULE:FUNCTION, or --pipeline with --prompts and --steps")
     if out.suffix != ".json":
         raise ProfileError(f"--out {out}: a profile is a .json file; save it as {out.name + '.json'!r}")
     stride = _stride(weights)

@@ -18,11 +18,13 @@ _HUB_ID = re.compile(
 def load_profile(source: str | Path, *, cache_dir: str | Path | None = None, local_files_only: bool = False) -> Profile:
     """Load a profile from wherever it is.
 
-    A string is tried as a shipped name, as a path that exists, and as a Hub repository id, in this order.
+    A string is tried as a shipped name, as a path that exists, as the id of a model that a shipped profile is of, and
+    as a Hub repository id, in this order.
 
     Args:
-        source: a ``.json`` file, a folder that holds one profile, a shipped name (see `shipped_profiles`), or a Hub
-            repository ``"org/name"``, optionally with a revision and a file: ``"org/name@revision:file.json"``.
+        source: a ``.json`` file, a folder that holds one profile, a shipped name (see `shipped_profiles`), the id of a
+            model, such as ``"black-forest-labs/FLUX.1-dev"``, or a Hub repository ``"org/name"``, optionally with a revision and
+            a file: ``"org/name@revision:file.json"``.
         cache_dir: cache of ``huggingface_hub``, its default if None.
         local_files_only: use what the cache holds and do not ask the Hub.
 
@@ -41,6 +43,8 @@ def load_profile(source: str | Path, *, cache_dir: str | Path | None = None, loc
     path = Path(source).expanduser()
     if source and path.exists():
         return load_profile(path)
+    if published := shipped_of_model(source):
+        return read_profile(shipped[published])
     if match := _HUB_ID.fullmatch(source):
         if match["file"] is None and source.endswith(".json"):
             raise ProfileError(
@@ -74,6 +78,21 @@ def shipped_profiles() -> dict[str, Path]:
 def shipped_for(class_name: str) -> list[str]:
     """Return the names of the shipped profiles of a class of models, sorted."""
     return [name for name, path in shipped_profiles().items() if _class_in(path) == class_name]
+
+
+def shipped_of_model(model_id: str) -> str | None:
+    """Return the name of the shipped profile of a model by the model's own id, ``None`` if there is none.
+
+    Of several, for variants of one model, the shortest name: that of the plain one.
+    """
+    found = [name for name, path in shipped_profiles().items() if model_id in _model_ids(path)]
+    return min(found, key=lambda name: (len(name), name), default=None)
+
+
+def _model_ids(path: Path) -> set[str]:
+    source = PROFILE.raw(path).get("source")
+    methods = source.values() if isinstance(source, dict) else ()
+    return {each for method in methods if isinstance(method, dict) for each in method.get("model_ids") or ()}
 
 
 def _class_in(path: Path) -> object:
