@@ -23,8 +23,8 @@ def load_profile(source: str | Path, *, cache_dir: str | Path | None = None, loc
 
     Args:
         source: a ``.json`` file, a folder that holds one profile, a shipped name (see `shipped_profiles`), the id of a
-            model, such as ``"black-forest-labs/FLUX.1-dev"``, or a Hub repository ``"org/name"``, optionally with a revision and
-            a file: ``"org/name@revision:file.json"``.
+            model, such as ``"black-forest-labs/FLUX.1-dev"``, or a Hub repository ``"org/name"``, optionally with a
+            revision and a file: ``"org/name@revision:file.json"``.
         cache_dir: cache of ``huggingface_hub``, its default if None.
         local_files_only: use what the cache holds and do not ask the Hub.
 
