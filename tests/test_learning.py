@@ -23,6 +23,7 @@ from cachepolicies.reference import workloads
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.schedulers.karras_heun import KarrasHeun
 from denoisers import SHAPE, Counted, mixture
+from more_pipelines import MORE
 from tiny_pipelines import PIPELINES
 
 STEPS = 20
@@ -336,13 +337,16 @@ def test_the_folder_is_the_users_or_the_environments(monkeypatch, tmp_path):
     assert default_folder().parts[-2:] == ("cachepolicies", "learned")
 
 
+ALL = {**PIPELINES, **MORE}
+
+
 # --- in place --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_pipeline_that_nobody_calibrated(name, tmp_path):
     """The first generation is the uncached one, the second is planned, and so is the first of another process."""
-    tiny = PIPELINES[name]
+    tiny = ALL[name]
     pipe = tiny.build()
     expected = tiny.call(pipe, steps=12)
     with cachepolicies.enable(pipe, budget=0.5, learn=tmp_path) as enabled:
@@ -358,9 +362,9 @@ def test_a_pipeline_that_nobody_calibrated(name, tmp_path):
         assert enabled.trace.cache_ratio == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_pipeline_is_calibrated_where_it_runs(name, tmp_path):
-    tiny = PIPELINES[name]
+    tiny = ALL[name]
     pipe = tiny.build()
     expected = tiny.call(pipe, steps=12)
     arguments = tiny._arguments(tiny.sizes["small"], 0, 1, True)

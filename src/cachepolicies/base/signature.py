@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from cachepolicies.base.host import index_on
 
 X_NAMES = ("x", "hidden_states", "sample", "latents")
 T_NAMES = ("t", "timestep", "sigma", "timesteps")
+
+
+_FEATURES = re.compile(r"controlnet|additional_residual|adapter_states")
+"""Names of arguments by which networks take features that were computed for the step."""
 
 
 @frozen(eq=False)
@@ -155,9 +160,21 @@ class Signature:
         return tuple(placed), named
 
     def conditioning(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return every argument but x and t."""
-        rest = [value for place, value in enumerate(args) if place not in (self.x_place, self.t_place)]
-        rest += [value for name, value in kwargs.items() if name not in self.x_names and name not in self.t_names]
+        """Return what a call is conditioned on: every argument but x, t, and what a ControlNet adds at every step.
+
+        A ControlNet's features are computed from x and t, and differ from step to step; they tell no branch.
+        """
+        rest = [
+            value
+            for place, value in enumerate(args)
+            if place not in (self.x_place, self.t_place)
+            and not (place < len(self.names) and _FEATURES.search(self.names[place]))
+        ]
+        rest += [
+            value
+            for name, value in kwargs.items()
+            if name not in self.x_names and name not in self.t_names and not _FEATURES.search(name)
+        ]
         return tuple(rest)
 
     def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
