@@ -248,7 +248,7 @@ class ByRun:
         measured = self.rule is not None
         self.sentence = _MEASURING if measured else _RECORDING
         kind = SensitivityRecorder if measured else RunRecorder
-        recorder = kind(keep, refuse, part=self.part)
+        recorder = kind(keep, refuse, part=self.part, guidance=self.guidance())
         return self.build(Recipe(Never(), "hold", self.sentence), None, recorder)
 
     def _subject(self, call: Call) -> Subject:

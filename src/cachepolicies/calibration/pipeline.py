@@ -74,7 +74,7 @@ def calibrate_pipeline(
     video.
 
     Memory is bounded: of latents and outputs projections of 64 kB are kept; see `cachepolicies.base.projection`. Of
-    several guidance branches the tables hold the root of the mean square.
+    two guidance passes the distances are those of what the sampler sees, where the pipeline says its scale.
 
     Args:
         pipeline: a diffusers pipeline.
@@ -169,12 +169,19 @@ class _Chosen:
     refused: list[str] = field(factory=list)
     recording: bool = True
     part: bool = False
+    guidance: Callable[[], float | None] = lambda: None
 
     def choose(self, call: Call, declaration: Declaration | None) -> Chosen:
         """Return an engine that records, or one that reuses a single step."""
         watch: Watch | None = None
         if self.recording:
-            watch = _Counting(self.recorded.append, self.refused.append, part=self.part, advance=self.advance)
+            watch = _Counting(
+                self.recorded.append,
+                self.refused.append,
+                part=self.part,
+                guidance=self.guidance(),
+                advance=self.advance,
+            )
         engine = self.latest if self.policy is None else attrs.evolve(self.latest, policy=self.policy)
         # the step that is reused may be another denoiser's: that nothing is reused here is no news to anybody
         return Chosen(attrs.evolve(engine, watch=watch, warned={"no reuse", "few steps"}))
@@ -243,7 +250,9 @@ class _Generations:
         with enable(self.pipeline, "never", site="output", learn=False) as enabled:
             choices = {}
             for binding in enabled.bindings:
-                made = _Chosen(binding.choice.latest, binding.name, part=len(enabled.bindings) > 1)
+                made = _Chosen(
+                    binding.choice.latest, binding.name, part=len(enabled.bindings) > 1, guidance=binding.guidance
+                )
                 choices[binding.name] = binding.choice = made
             yield choices
 

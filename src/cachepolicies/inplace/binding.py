@@ -135,6 +135,10 @@ class Binding:
         """What served the last run, or serves the next."""
         return self.choice.latest
 
+    def guidance(self) -> float | None:
+        """Return how strongly the pipeline guides now, ``None`` where it does not say."""
+        return None if self._clock is None else self._clock.scale()
+
     @property
     def request(self) -> InPlaceRequest:
         """The request that was used last."""

@@ -20,6 +20,9 @@ from cachepolicies.engine.watch import Watch
 MOST_SAMPLES = 8
 """Samples of a batch that are recorded; the others are like them."""
 
+_PASSES = 2
+"""Of classifier-free guidance."""
+
 _SAME_T = 1e-5
 """Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 
@@ -71,11 +74,14 @@ class RunRecorder(Watch):
         refused: told why nothing was recorded, where nothing was.
         part: whether the denoiser may be called in a part of a declared run only, as two of a pipeline are; otherwise a
             run that stopped on the way is not learned from.
+        guidance: scale of the guidance, where it is known: what the sampler sees of two passes is
+            ``uncond + guidance (cond - uncond)``, and so are the outputs whose distances are kept.
     """
 
     done: Callable[[RecordedRun], object]
     refused: Callable[[str], object]
     part: bool = field(default=False, kw_only=True)
+    guidance: float | None = field(default=None, kw_only=True)
     _seen: dict[str, list[_Seen]] = field(factory=dict, init=False)
     _latents: Projection | None = field(default=None, init=False)
     _outputs: Projection | None = field(default=None, init=False)
@@ -124,7 +130,7 @@ class RunRecorder(Watch):
             self.refused(wrong)
             return
         (first, *_) = self._seen.values()
-        outputs = [[each.output for each in seen] for seen in self._seen.values()]
+        outputs = self._guided([[each.output for each in seen] for seen in self._seen.values()])
         latents = [[each.x for each in seen] for seen in self._seen.values()]
         samples = min(self._info.decisions, MOST_SAMPLES)
         self.done(
@@ -137,6 +143,25 @@ class RunRecorder(Watch):
                 self._curves(),
             )
         )
+
+    def _guided(self, outputs: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Return the outputs of two passes as the sampler combines them; as they are where there are others.
+
+        Pipelines call the conditional pass first where the two are separate, and put it last where they are one batch.
+        """
+        scale = self.guidance
+        if scale is None or scale <= 1.0 or self._info is None:
+            return outputs
+        if len(outputs) == _PASSES:
+            cond, uncond = outputs
+            if next(iter(self._seen)) == "uncond":
+                cond, uncond = uncond, cond
+            return [[u + scale * (c - u) for c, u in zip(cond, uncond, strict=True)]]
+        layout = self._info.layout
+        if len(outputs) == 1 and layout.copies == _PASSES and (layout.decisions > 1 or layout.rows == _PASSES):
+            halves = [each.chunk(_PASSES) for each in outputs[0]]
+            return [[u + scale * (c - u) for u, c in halves]]
+        return outputs
 
     def _curves(self) -> Mapping[str, NDArray[np.float64]]:
         """Return what else was measured; nothing."""
