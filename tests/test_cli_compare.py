@@ -135,6 +135,7 @@ def test_profiles_lists_the_shipped_ones_and_reports_the_unreadable(monkeypatch,
 
     assert run("calibrate", BUILD, "--samples", 1, "--out", "good.json").exit_code == 0
     (folder / "bad.json").write_text("{")
+    monkeypatch.setenv("CACHEPOLICIES_HOME", str(folder / "home"))
     monkeypatch.setattr(load, "shipped_profiles", lambda: {n: folder / f"{n}.json" for n in ("bad", "good")})
     found = run("profiles")
     assert found.exit_code == 0

@@ -201,7 +201,9 @@ class ByRun:
         """Return a policy with its knob solved for."""
         path = profile is not None and "change" in profile.tables
         substitute = (
-            self.substitute or rule.stand_in or corrected_line(scheduler, timesteps, self._site, along_path=path)
+            self.substitute
+            or (rule.stand_in if path else None)
+            or corrected_line(scheduler, timesteps, self._site, along_path=path)
         )
         count = self.budget.of_run(len(timesteps), skipped_by(self._site))
         there = self.setup.with_parts(profile=profile, scheduler=scheduler)

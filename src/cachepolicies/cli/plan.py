@@ -96,7 +96,7 @@ def plan(
     }
     made = make(
         profile,
-        None if budget is None else as_budget(budget),
+        int(budget) if budget is not None and budget.isdecimal() else as_budget(budget),
         target=_target(target),
         always=tuple(always or ()),
         **settings,
