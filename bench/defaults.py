@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ PAGE = {
 }
 
 
-def main() -> None:
-    """Sample what the file lacks."""
+def main(models: Sequence[str] = TWINS) -> None:
+    """Sample what the file lacks of these models."""
     torch.set_grad_enabled(False)
     page = _page()
     known = _known()
@@ -45,7 +46,7 @@ def main() -> None:
         writer = csv.DictWriter(file, FIELDS)
         if not known:
             writer.writeheader()
-        for model in TWINS:
+        for model in models:
             for solver in SOLVERS:
                 missing = [
                     (what, budget)
@@ -104,4 +105,4 @@ def _known() -> set[tuple[str, str, str, str]]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or TWINS)

@@ -474,3 +474,15 @@ def test_a_warning_at_the_end_of_a_run_does_not_keep_the_cache_enabled():
         cachepolicies.disable(pipe)
     for module in (pipe.transformer, pipe.transformer_2):
         assert not {"forward", "_diffusers_hook"} & set(vars(module))
+
+
+def test_a_part_of_a_denoiser_is_refused_at_set_up():
+    pipe = PIPELINES["wan"].build()
+    part = pipe.transformer.blocks[0].attn1
+    refused(
+        SettingsError,
+        r"takes no noise level \(hidden_states, encoder_hidden_states",
+        "never",
+        target=part,
+        site="output",
+    )

@@ -50,6 +50,8 @@ _MEASURING = (
 
 _NEAR = 1e-4
 
+_EULERS = ("flow-euler", "FlowMatchEulerDiscreteScheduler")
+
 BuildEngine: TypeAlias = "Callable[[Recipe, Profile | None, RunRecorder | None], Engine]"
 """Resolves a recipe with a profile, for a run that somebody looks on at or not."""
 
@@ -106,6 +108,7 @@ class ByRun:
     _engines: dict[tuple[int, tuple[float, ...] | None, str], tuple[Engine, str]] = field(factory=dict, init=False)
     _subjects: dict[tuple[object, ...], Subject] = field(factory=dict, init=False)
     _of_engine: dict[int, tuple[Subject, Profile]] = field(factory=dict, init=False)
+    _hinted: bool = field(default=False, init=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -131,7 +134,9 @@ class ByRun:
             run = _Run(self._subject(call), None if declaration is None else declaration.timesteps, call.t)
             chosen = self._chosen(run, declaration)
             self.latest = chosen.engine
-            return chosen
+            hint = "" if self._hinted else _better_solver(self.scheduler())
+            self._hinted = True
+            return evolve(chosen, notes=(hint,)) if hint else chosen
 
     def unexpected(self, engine: Engine) -> Engine:
         """Return an engine that evaluates everything, and forget what was expected."""
@@ -295,6 +300,16 @@ class ByRun:
 
 def _solves_over_t(rule: PolicySettings) -> bool:
     return isinstance(rule, SenCache) and rule.is_solved_for
+
+
+def _better_solver(scheduler: Scheduler | None) -> str:
+    """Return what to say of a solver that another one under the same cache is nearer to the exact solution than."""
+    if scheduler is None or scheduler.family != "flow" or scheduler.name not in _EULERS:
+        return ""
+    return (
+        "a better solver costs no more evaluations: UniPC under the same plan was nearer to the exact solution than "
+        "Euler, by 12 and 19 dB on two flow-matching models (docs: Beside other caches)"
+    )
 
 
 def _record_of(scheduler: Scheduler | None) -> str:

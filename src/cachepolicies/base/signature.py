@@ -16,6 +16,21 @@ from cachepolicies.base.errors import InputError, SettingsError
 from cachepolicies.base.host import index_on
 
 X_NAMES = ("x", "hidden_states", "sample", "latents")
+_NO_LEVELS = frozenset(
+    (
+        "encoder_hidden_states",
+        "attention_mask",
+        "context",
+        "mask",
+        "key",
+        "value",
+        "memory",
+        "residual",
+        "image_rotary_emb",
+    )
+)
+"""Names of arguments that are no noise level, wherever they stand."""
+
 T_NAMES = ("t", "timestep", "sigma", "timesteps")
 
 
@@ -110,6 +125,21 @@ class Signature:
             names,
             rows if batched is None else dict.fromkeys(batched, "either"),
         )
+
+    def refuse_without_level(self, model: object) -> None:
+        """Refuse a module that takes no noise level: a part of a denoiser, not one.
+
+        Raises:
+            SettingsError: where t would stand is an argument that is never one, such as a mask or the text.
+        """
+        names = self.names
+        if self.t_names != T_NAMES or set(T_NAMES) & set(names) or self.t_place >= len(names):
+            return
+        if names[self.t_place] in _NO_LEVELS:
+            raise SettingsError(
+                f"{type(model).__name__} takes no noise level ({', '.join(names)}): it is a part of a denoiser. Enable "
+                "the cache on the denoiser, with site='path.of.the.part'; or say t_name=... where one of these is the level"
+            )
 
     def find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Return x and t of a call.

@@ -138,6 +138,7 @@ class Request:
             self.trace.policy, self.trace.substitute = self.policy.name, self.substitute.name
             self.trace.order = order_of(self.substitute)
         reshaped = frozenset(run.last_calls) if run and cause is RestartCause.SHAPE_CHANGED else frozenset()
+        self.trace.notes.extend(chosen.notes)
         self.run = self._begin_run(call, known, reshaped, expected=declaration is None and known is not None)
         if not self.engine.looks:
             return self.run, None

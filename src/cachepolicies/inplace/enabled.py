@@ -310,6 +310,7 @@ def _bind(
     )
     known = assembly.adapter
     signature = Signature.of(module, x_name, t_name, batched, None if known is None else known.rows)
+    signature.refuse_without_level(module)
     if clock is not None and known is not None:
         clock.form = known.clock
     binding = Binding(name, module, assembly, signature, clock)
