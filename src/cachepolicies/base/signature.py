@@ -138,7 +138,8 @@ class Signature:
         if names[self.t_place] in _NO_LEVELS:
             raise SettingsError(
                 f"{type(model).__name__} takes no noise level ({', '.join(names)}): it is a part of a denoiser. Enable "
-                "the cache on the denoiser, with site='path.of.the.part'; or say t_name=... where one of these is the level"
+                "the cache on the denoiser, with site='path.of.the.part'; or say t_name=... where one of these is "
+                "the level"
             )
 
     def find(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Any]:
