@@ -153,7 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
         workload = video_dit()
         candidates = everything() if given.all else first()
         errors.print(_announcement(workload, samples, given.repeats, candidates), highlight=False)
-        comparison = compare(workload, candidates, range(samples), repeats=given.repeats, audited=0, console=errors)
+        comparison = compare(
+            workload, candidates, range(samples), repeats=given.repeats, audited=8 if given.all else 0, console=errors
+        )
         wide_console().print(comparison.verdict(), highlight=False, soft_wrap=True)
         wide_console().print(comparison.table())
         for path in write_all(comparison, given.out):
