@@ -256,3 +256,21 @@ def test_a_run_that_was_not_declared_or_is_another_schedulers_is_refused():
 
 def test_it_keeps_one_output_more():
     assert Linear(correct=0.8).history == Linear().history + 1
+
+
+def test_eulers_steps_are_those_of_its_scheduler_and_serve_other_timesteps():
+    x = noise(3)
+    found = {}
+    for steps in ("scheduler", "euler"):
+        substitute = Linear(correct=0.8, steps=steps)
+        cached = CachedDenoiser(mixture(), "uniform", every=3, substitute=substitute, scheduler=FlowEuler())
+        found[steps] = sample(cached, FlowEuler(), x, num_steps=20)
+    torch.testing.assert_close(found["euler"], found["scheduler"], atol=1e-4, rtol=1e-4)
+    shifted = FlowEuler(shift=3.0)
+    errors = {}
+    bare = sample(mixture(), shifted, x, num_steps=20)
+    for name, correct in (("corrected", 0.8), ("not", 0.0)):
+        substitute = Linear(correct=correct, steps="euler")
+        cached = CachedDenoiser(mixture(), "uniform", every=2, substitute=substitute, scheduler=FlowEuler())
+        errors[name] = (sample(cached, shifted, x, num_steps=20) - bare).norm()
+    assert errors["corrected"] < errors["not"]

@@ -386,3 +386,17 @@ def test_a_pipeline_is_calibrated_where_it_runs(name, tmp_path):
     with cachepolicies.enable(pipe, "sencache", budget=0.5, profile=profile, learn=False) as enabled:
         tiny.call(pipe, steps=12)
         assert 0.2 < enabled.trace.cache_ratio < 0.8
+
+
+def test_published_numbers_alone_are_learned_beside(tmp_path):
+    """Without a policy a published profile is not followed: what is learned measures better than its thresholds."""
+    tiny = PIPELINES["flux"]
+    pipe = tiny.build()
+    with cachepolicies.enable(pipe, budget=0.5, profile="flux.1-dev", learn=tmp_path) as enabled:
+        tiny.call(pipe, steps=12)
+        assert enabled.trace.cache_ratio == 0
+        tiny.call(pipe, steps=12)
+        assert enabled.trace.cache_ratio == pytest.approx(0.5)
+    with cachepolicies.enable(pipe, "teacache", profile="flux.1-dev") as enabled:
+        tiny.call(pipe, steps=12)
+        assert enabled.policy.name == "teacache"

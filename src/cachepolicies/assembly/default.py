@@ -23,6 +23,7 @@ from cachepolicies.policies.sencache import SenCache
 from cachepolicies.policies.uniform import Uniform
 from cachepolicies.profiles.schema import Profile, SchedulerInfo
 from cachepolicies.schedulers.impulse import impulse_response
+from cachepolicies.substitutes import steps_by_differences
 from cachepolicies.tolerances.optimal import Optimal
 
 LEARNED = "learned-"
@@ -79,6 +80,8 @@ def corrected_line(
     if _corrects(scheduler, timesteps, site):
         assert scheduler is not None
         settings.append(f"correct={_SHARE.get(scheduler.family, _MOST_CORRECTED):g}")
+        if timesteps is not None and not _visits(scheduler, timesteps):
+            settings.append("steps=euler")
     return f"linear:{','.join(settings)}" if settings else "linear"
 
 
@@ -260,6 +263,8 @@ def _weights_of(profile: Profile) -> WeightKind:
 def _corrects(scheduler: Scheduler | None, timesteps: Sequence[float] | None, site: ResolvedSite) -> bool:
     if scheduler is None or timesteps is None or not site.replaces_evaluations or scheduler.evaluations_per_step != 1:
         return False
+    if steps_by_differences(scheduler):
+        return True
     if not _visits(scheduler, timesteps):
         return False
     try:

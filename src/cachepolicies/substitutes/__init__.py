@@ -3,6 +3,7 @@
 from cachepolicies.contracts.substitute import Context as Context
 from cachepolicies.contracts.substitute import Extrapolation as Extrapolation
 from cachepolicies.contracts.substitute import Prediction as Prediction
+from cachepolicies.substitutes._extrapolation import steps_by_differences as steps_by_differences
 from cachepolicies.substitutes.hermite import Hermite as Hermite
 from cachepolicies.substitutes.hold import Hold as Hold
 from cachepolicies.substitutes.linear import Linear as Linear

@@ -24,6 +24,7 @@ from cachepolicies.schedulers.resolve import as_scheduler
 from cachepolicies.substitutes._path import OutputPath
 
 Time = Literal["scheduler", "t", "sigma", "log-snr", "path"]
+Steps = Literal["scheduler", "euler"]
 Differences = Literal["newton", "taylorseer"]
 Weights = tuple[float, ...]
 Floats = NDArray[np.float64]
@@ -43,6 +44,8 @@ _NO_SCHEDULER = (
     "substitute {!r} corrects evaluations by what the sampler makes of them, and no scheduler is known; give "
     "scheduler=..., or correct=0"
 )
+
+_EULERS = ("flow-euler", "FlowMatchEulerDiscreteScheduler")
 
 _MOST_REMEMBERED = 4096
 """Noise levels whose point on the axis is remembered; a run visits far fewer."""
@@ -83,6 +86,9 @@ class Extrapolating(Extrapolation):
             have been; the difference, times what it did to the sample, is added to the output (deferred correction).
             Needs a declared run, a scheduler with one evaluation a step and the site ``output``, and keeps one output
             more. In trials 0.8 was best.
+        steps: what a correction takes the sampler to make of an output: ``"scheduler"``, what its own run of as many
+            steps does; or ``"euler"``, Euler's steps on the timesteps of the run, which a pipeline may shift for every
+            picture.
         guard: how far the RMS of a stand-in may leave the range of the row's evaluated outputs, a factor >= 1, before
             the newest output is held instead; ``None`` for no limit.
         scheduler: noise schedule that the axis is read from: anything that `as_scheduler` takes. Filled in at set-up
@@ -93,6 +99,7 @@ class Extrapolating(Extrapolation):
     axis: Time = field(default="scheduler", alias="time", validator=one_of(*get_args(Time)))
     guard: float | None = field(default=2.0, converter=plain, validator=at_least_one)
     correct: float = field(default=0.0, converter=plain, validator=fraction)
+    steps: Steps = field(default="scheduler", validator=one_of(*get_args(Steps)))
     scheduler: Scheduler | None = field(default=None, converter=_scheduler, metadata=FILLED_IN)
     path: OutputPath | None = field(default=None, repr=False, metadata=FILLED_IN)
     # Functions of t and of a run's timesteps alone, which cost more to compute than to look up.
@@ -317,6 +324,9 @@ class Extrapolating(Extrapolation):
         if found is None:
             if self.scheduler is None:
                 raise NeedsError(_NO_SCHEDULER.format(self.name))
+            if self.steps == "euler":
+                found = self._known_effects[timesteps] = _effects_of_euler(timesteps)
+                return found
             response = impulse_response(self.scheduler, len(timesteps))
             slack = _SAME_STEP * max(abs(t) for t in timesteps)
             if len(response.t) != len(timesteps) or any(
@@ -376,6 +386,21 @@ class Extrapolating(Extrapolation):
         for place, weight in zip(used, found, strict=True):
             spread[place] = weight
         return tuple(spread), len(used) - 1
+
+
+def steps_by_differences(scheduler: Scheduler) -> bool:
+    """Return whether a step adds the output times the difference of two t, up to one factor, whatever the timesteps.
+
+    So does Euler in flow matching, where t is the noise level: also on the timesteps that a pipeline shifts for every
+    picture, and where the model is called with a fraction of the scheduler's t.
+    """
+    return scheduler.family == "flow" and scheduler.name in _EULERS and not scheduler.stochastic
+
+
+def _effects_of_euler(timesteps: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """Return how the outputs change the sample, for every step alike: by the length of their own step, down to 0."""
+    lengths = tuple(after - t for t, after in pairwise((*timesteps, 0.0)))
+    return (lengths,) * len(timesteps)
 
 
 def _step_of(level: float, timesteps: Sequence[float]) -> int:
