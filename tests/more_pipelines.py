@@ -7,24 +7,21 @@ from typing import Any
 import diffusers
 import torch
 
-from tiny_pipelines import POOLED_DIM, TEXT, TEXT_DIM, Shape, TinyPipeline, _image_vae, _negative, _prompt, _rows
+from tiny_pipelines import (
+    POOLED_DIM,
+    TEXT,
+    TEXT_DIM,
+    Shape,
+    TinyPipeline,
+    _image_vae,
+    _rows,
+    _sd3_arguments,
+    _sd_arguments,
+    _sd_components,
+)
 
 _IMAGE = {"small": (1, 32, 32)}
 _TIME_IDS = 6
-
-
-def _unet(**more: Any) -> Any:
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=TEXT_DIM,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        **more,
-    )
 
 
 def _sdxl_components() -> tuple[str, dict[str, Any]]:
@@ -34,26 +31,14 @@ def _sdxl_components() -> tuple[str, dict[str, Any]]:
         "text_encoder_2": None,
         "tokenizer": None,
         "tokenizer_2": None,
-        "unet": _unet(
+        "unet": diffusers.UNet2DConditionModel.from_config(
+            _sd_components()[1]["unet"].config,
             addition_embed_type="text_time",
             addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=POOLED_DIM + 4 * _TIME_IDS,
         ),
         "scheduler": diffusers.EulerDiscreteScheduler(),
         "add_watermarker": False,
-    }
-
-
-def _sdxl_arguments(shape: Shape, seed: int, batch: int, guidance: bool) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt(seed, batch),
-        "negative_prompt_embeds": _negative(seed, batch),
-        "pooled_prompt_embeds": _rows(seed, batch, POOLED_DIM, salt=3),
-        "negative_pooled_prompt_embeds": _rows(seed, batch, POOLED_DIM, salt=4),
-        "guidance_scale": 3.0 if guidance else 1.0,
-        "height": shape[1],
-        "width": shape[2],
-        "output_type": "latent",
     }
 
 
@@ -79,17 +64,8 @@ def _chroma_components() -> tuple[str, dict[str, Any]]:
 
 
 def _chroma_arguments(shape: Shape, seed: int, batch: int, guidance: bool) -> dict[str, Any]:
-    mask = torch.ones(batch, TEXT)
-    return {
-        "prompt_embeds": _prompt(seed, batch),
-        "negative_prompt_embeds": _negative(seed, batch),
-        "prompt_attention_mask": mask,
-        "negative_prompt_attention_mask": mask.clone(),
-        "guidance_scale": 3.0 if guidance else 1.0,
-        "height": shape[1],
-        "width": shape[2],
-        "output_type": "latent",
-    }
+    masks = {name: torch.ones(batch, TEXT) for name in ("prompt_attention_mask", "negative_prompt_attention_mask")}
+    return _sd_arguments(shape, seed, batch, guidance) | masks
 
 
 def _audio_components() -> tuple[str, dict[str, Any]]:
@@ -129,41 +105,20 @@ def _audio_components() -> tuple[str, dict[str, Any]]:
 
 
 def _audio_arguments(shape: Shape, seed: int, batch: int, guidance: bool) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt(seed, batch),
-        "negative_prompt_embeds": _negative(seed, batch),
-        "attention_mask": torch.ones(batch, TEXT),
-        "negative_attention_mask": torch.ones(batch, TEXT),
-        "guidance_scale": 3.0 if guidance else 1.0,
-        "output_type": "latent",
-    }
+    arguments = _sd_arguments(shape, seed, batch, guidance)
+    del arguments["height"], arguments["width"]
+    return arguments | {name: torch.ones(batch, TEXT) for name in ("attention_mask", "negative_attention_mask")}
 
 
 def _controlnet_components() -> tuple[str, dict[str, Any]]:
-    unet = _unet()
-    return "StableDiffusionControlNetPipeline", {
-        "vae": _image_vae(4),
-        "text_encoder": None,
-        "tokenizer": None,
-        "unet": unet,
-        "controlnet": diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)),
-        "scheduler": diffusers.DDIMScheduler(steps_offset=1, clip_sample=False),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
+    _, components = _sd_components()
+    network = diffusers.ControlNetModel.from_unet(components["unet"], conditioning_embedding_out_channels=(4, 8))
+    return "StableDiffusionControlNetPipeline", components | {"controlnet": network}
 
 
 def _controlnet_arguments(shape: Shape, seed: int, batch: int, guidance: bool) -> dict[str, Any]:
-    return {
-        "prompt_embeds": _prompt(seed, batch),
-        "negative_prompt_embeds": _negative(seed, batch),
-        "image": _rows(seed, batch, 3, shape[1], shape[2], salt=5).sigmoid(),
-        "guidance_scale": 3.0 if guidance else 1.0,
-        "height": shape[1],
-        "width": shape[2],
-        "output_type": "latent",
-    }
+    image = _rows(seed, batch, 3, shape[1], shape[2], salt=5).sigmoid()
+    return _sd_arguments(shape, seed, batch, guidance) | {"image": image}
 
 
 MORE: dict[str, TinyPipeline] = {
@@ -175,7 +130,7 @@ MORE: dict[str, TinyPipeline] = {
             denoisers=("unet",),
             doubled="uncond",
             components=_sdxl_components,
-            arguments=_sdxl_arguments,
+            arguments=_sd3_arguments,
         ),
         TinyPipeline("chroma", sizes=_IMAGE, components=_chroma_components, arguments=_chroma_arguments),
         TinyPipeline("stable-audio", sizes=_IMAGE, components=_audio_components, arguments=_audio_arguments),

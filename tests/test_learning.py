@@ -154,6 +154,12 @@ def test_an_undeclared_run_that_goes_elsewhere_is_evaluated(tmp_path, noise):
     bare = loop(model, noise, others)
     assert torch.equal(loop(denoiser, noise, others), bare)
     assert any("is not where runs that begin like this went before" in note for note in denoiser.trace.notes)
+    loop(denoiser, noise, others)  # expected no more: recorded
+    loop(denoiser, noise, others)
+    assert denoiser.nfe < 13
+    with denoiser.run(timesteps=TIMESTEPS):  # declared, the first is served as before
+        loop(denoiser, noise)
+    assert denoiser.nfe == STEPS / 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import TypeAlias
 from attrs import define, evolve, field, frozen
 
 from cachepolicies.assembly.default import (
-    LEARNED,
     Recipe,
     adaptive,
     corrected_line,
@@ -21,8 +20,6 @@ from cachepolicies.assembly.default import (
 from cachepolicies.assembly.knob import settings_for
 from cachepolicies.base.budget import Budget
 from cachepolicies.base.host import DeclaredTimesteps
-from cachepolicies.base.models import dtype_name, model_class_name
-from cachepolicies.base.provenance import utc_now, versions_of
 from cachepolicies.contracts.policy import PolicySettings
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.setup import Setup
@@ -31,6 +28,7 @@ from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import Call, Declaration
 from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.engine import Engine
+from cachepolicies.learning.profile import profile_of
 from cachepolicies.learning.recorder import RecordedRun, RunRecorder
 from cachepolicies.learning.sensitivities import NAMES, SensitivityRecorder
 from cachepolicies.learning.store import LearnedProfiles
@@ -38,7 +36,8 @@ from cachepolicies.learning.subject import Subject
 from cachepolicies.policies.never import Never
 from cachepolicies.policies.sencache import SenCache
 from cachepolicies.profiles.missing import profile_is_missing
-from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerInfo
+from cachepolicies.profiles.schema import Profile
+from cachepolicies.substitutes import steps_by_differences
 from cachepolicies.substitutes.resolve import as_substitute
 
 _RECORDING = "recorded to learn from: every step of this run is evaluated, and runs like it are planned from then on"
@@ -49,8 +48,6 @@ _MEASURING = (
 )
 
 _NEAR = 1e-4
-
-_EULERS = ("flow-euler", "FlowMatchEulerDiscreteScheduler")
 
 BuildEngine: TypeAlias = "Callable[[Recipe, Profile | None, RunRecorder | None], Engine]"
 """Resolves a recipe with a profile, for a run that somebody looks on at or not."""
@@ -138,14 +135,14 @@ class ByRun:
             self.latest = chosen.engine
             hint = "" if self._hinted else _better_solver(self.scheduler())
             self._hinted = True
-            return evolve(chosen, notes=(hint,)) if hint else chosen
+            return evolve(chosen, notes=(self.sentence, hint) if hint else (self.sentence,))
 
     def unexpected(self, engine: Engine) -> Engine:
-        """Return an engine that evaluates everything, and forget what was expected."""
+        """Return an engine that evaluates everything; what was expected is expected no more."""
         with self._lock:
             if id(engine) in self._of_engine and self.learned is not None:
                 subject, profile = self._of_engine[id(engine)]
-                self.learned.forget(subject, profile)
+                self.learned.pass_over(subject, profile)
             return self.build(Recipe(Never(), "hold", "left the expected timesteps"), self.profile, None)
 
     @property
@@ -249,7 +246,8 @@ class ByRun:
 
         def keep(recorded: RecordedRun) -> None:
             with self._lock:
-                learned.keep(run.subject, self._profile_of(recorded), run.timesteps)
+                made = profile_of(recorded, self.setup.model, self.scheduler(), self.guidance())
+                learned.keep(run.subject, made, run.timesteps)
 
         def refuse(why: str) -> None:
             self.sentence = f"nothing was learned: {why}"
@@ -276,29 +274,6 @@ class ByRun:
             )
         return self._subjects[key]
 
-    def _profile_of(self, recorded: RecordedRun) -> Profile:
-        """Return what was recorded as a profile: the path and the errors, no weights."""
-        model, scheduler, info = self.setup.model, self.scheduler(), recorded.info
-        curves = {name: Curve(recorded.timesteps[: len(made)], made) for name, made in recorded.curves.items()}
-        return Profile(
-            name=f"{LEARNED}{model_class_name(model)}-{len(recorded.timesteps)}".lower(),
-            model=ModelInfo(model_class_name(model)),
-            prediction_type=None if scheduler is None else scheduler.prediction_type,
-            latent_shape=tuple(info.shape[1:]),
-            scheduler=None if scheduler is None else SchedulerInfo.of(scheduler),
-            timesteps=recorded.timesteps,
-            dtype=dtype_name(info.dtype),
-            guidance=self.guidance(),
-            samples=recorded.change.shape[2],
-            trajectory="recorded",
-            evaluations=len(recorded.timesteps) * len(recorded.branches),
-            versions=versions_of("torch", "cachepolicies", "diffusers", "numpy"),
-            created=utc_now(),
-            notes=f"branches: {', '.join(recorded.branches)}",
-            curves=curves,
-            tables={"displacement": recorded.displacement, "change": recorded.change},
-        )
-
 
 def _solves_over_t(rule: PolicySettings) -> bool:
     return isinstance(rule, SenCache) and rule.is_solved_for
@@ -306,7 +281,7 @@ def _solves_over_t(rule: PolicySettings) -> bool:
 
 def _better_solver(scheduler: Scheduler | None) -> str:
     """Return what to say of a solver that another one under the same cache is nearer to the exact solution than."""
-    if scheduler is None or scheduler.family != "flow" or scheduler.name not in _EULERS:
+    if scheduler is None or not steps_by_differences(scheduler):
         return ""
     return (
         "a better solver costs no more evaluations: UniPC under the same plan was nearer to the exact solution than "

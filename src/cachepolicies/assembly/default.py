@@ -8,11 +8,12 @@ from attrs import evolve, frozen
 
 from cachepolicies.base.budget import Budget
 from cachepolicies.base.errors import NeedsError, SettingsError
+from cachepolicies.base.timesteps import part_of, same_timesteps
 from cachepolicies.contracts.policy import PolicySettings
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.site import ResolvedSite
 from cachepolicies.contracts.substitute import Substitute
-from cachepolicies.learning.recorder import part_of
+from cachepolicies.learning.profile import LEARNED
 from cachepolicies.planning.best import best_plan
 from cachepolicies.planning.plan_record import Plan
 from cachepolicies.planning.planner import plan
@@ -25,11 +26,6 @@ from cachepolicies.profiles.schema import Profile, SchedulerInfo
 from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.substitutes import steps_by_differences
 from cachepolicies.tolerances.optimal import Optimal
-
-LEARNED = "learned-"
-"""What the names of learned profiles begin with."""
-
-_SAME_T = 1e-5
 
 _SHARE = {"vp": 0.5}
 """How much of a stand-in's error is corrected by default, by the family of the noise schedule; else 0.8.
@@ -276,6 +272,4 @@ def _corrects(scheduler: Scheduler | None, timesteps: Sequence[float] | None, si
 
 def _visits(scheduler: Scheduler, timesteps: Sequence[float]) -> bool:
     """Return whether a run of a scheduler has these timesteps; not where a pipeline shifts them for every picture."""
-    own = scheduler.timesteps(len(timesteps))
-    slack = _SAME_T * max(abs(t) for t in timesteps)
-    return all(abs(a - b) <= slack for a, b in zip(own, timesteps, strict=True))
+    return same_timesteps(scheduler.timesteps(len(timesteps)), timesteps)

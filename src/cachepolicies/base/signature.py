@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -199,12 +200,12 @@ class Signature:
             value
             for place, value in enumerate(args)
             if place not in (self.x_place, self.t_place)
-            and not (place < len(self.names) and _FEATURES.search(self.names[place]))
+            and not (place < len(self.names) and _is_feature(self.names[place]))
         ]
         rest += [
             value
             for name, value in kwargs.items()
-            if name not in self.x_names and name not in self.t_names and not _FEATURES.search(name)
+            if name not in self.x_names and name not in self.t_names and not _is_feature(name)
         ]
         return tuple(rest)
 
@@ -335,3 +336,9 @@ def _place(names: Sequence[str], keyword_only: Sequence[str], wanted: Sequence[s
     if found is not None:
         return found
     return -1 if any(name in keyword_only for name in wanted) else otherwise
+
+
+@functools.cache
+def _is_feature(name: str) -> bool:
+    """Return whether an argument holds features computed for the step; asked at every call, hence remembered."""
+    return _FEATURES.search(name) is not None

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cachepolicies.base.errors import InputError, ProfileError, SettingsError
-from cachepolicies.base.models import config_hash, dtype_name, model_class_name, weights_hash
-from cachepolicies.base.provenance import utc_now, versions_of
+from cachepolicies.base.models import config_hash, weights_hash
 from cachepolicies.base.settings import shown
 from cachepolicies.base.units import row_rms
 from cachepolicies.calibration.measure import BatchMeasurements
@@ -30,6 +29,7 @@ from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.engine import Engine
 from cachepolicies.inplace import enable
 from cachepolicies.inplace.targets import denoisers_of, scheduler_of_pipeline
+from cachepolicies.learning.profile import profile_of
 from cachepolicies.learning.recorder import RecordedRun
 from cachepolicies.learning.sensitivities import NAMES, SensitivityRecorder
 from cachepolicies.learning.subject import fingerprint
@@ -140,7 +140,7 @@ def calibrate_pipeline(
             pipeline,
             each,
             modules[each],
-            seen[each],
+            seen,
             done[each],
             wanted,
             drawn,
@@ -331,23 +331,36 @@ def _measured(
         assert latents is not None
         assert reference is not None
         changes[step] = row_rms(latents.double() - reference.double()).cpu().numpy()
-    made, start = {}, 0
+    made = {}
     for name, run in found.items():
-        own = [k for k in changes if start < k < start + len(run.timesteps)]
-        weights = [_weight(changes[k], run.change[k - 1 - start, k - start]) for k in own]
-        samples = run.change.shape[2]
-        curves = {what: run.curves[what] for what in NAMES}
+        start = _starts(found)[name]
+        weights = [_weight(changes[k], run.change[k - 1 - start, k - start]) for k in _own(wanted, run, start)]
+        if reference is None:
+            weights = []
         made[name] = BatchMeasurements(
             start=number,
             stop=number + 1,
-            weight=np.stack(weights) if weights else np.empty((0, samples)),
+            weight=np.stack(weights) if weights else np.empty((0, run.change.shape[2])),
             displacement=run.displacement,
             change=run.change,
-            blocks={"weighed": np.array([[k - start] for k in own], dtype=np.float64)} if own else {},
-            **curves,
+            blocks={},
+            **{what: run.curves[what] for what in NAMES},
         )
-        start += len(run.timesteps)
     return made
+
+
+def _starts(found: Mapping[str, RecordedRun]) -> dict[str, int]:
+    """Return at which step of the whole run each denoiser takes over, in the order of the pipeline's components."""
+    starts, at = {}, 0
+    for name, run in found.items():
+        starts[name] = at
+        at += len(run.timesteps)
+    return starts
+
+
+def _own(wanted: Sequence[int], run: RecordedRun, start: int) -> list[int]:
+    """Return which of the steps that get a weight can be reused by a denoiser: its own, but for its first."""
+    return [k for k in wanted if start < k < start + len(run.timesteps)]
 
 
 def _weight(change: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -362,7 +375,7 @@ def _profile(
     pipeline: Any,
     which: str,
     module: nn.Module,
-    seen: RecordedRun,
+    found: Mapping[str, RecordedRun],
     batches: Sequence[BatchMeasurements],
     wanted: Sequence[int],
     seeds: Sequence[int],
@@ -374,35 +387,29 @@ def _profile(
     def joined(what: str) -> Any:
         return np.concatenate([getattr(batch, what) for batch in batches], axis=-1)
 
+    seen = found[which]
     scheduler = scheduler_of_pipeline(getattr(pipeline, "scheduler", None))
     scale = getattr(pipeline, "guidance_scale", None)
-    kind, timesteps, samples = model_class_name(module), seen.timesteps, joined("change").shape[2]
-    curves = {what: Curve(timesteps[:-1], joined(what)) for what in NAMES}
-    weighed = batches[0].blocks.get("weighed")
-    if weighed is not None:
-        curves["weight"] = Curve([timesteps[int(k)] for k in weighed[:, 0]], joined("weight"))
+    guidance = float(scale) if isinstance(scale, (int, float)) and not isinstance(scale, bool) else None
+    made = profile_of(seen, module, scheduler, guidance)
+    kind, samples, weight = made.model.class_name, joined("change").shape[2], joined("weight")
+    curves = {what: Curve(seen.timesteps[:-1], joined(what)) for what in NAMES}
+    start = _starts(found)[which]
+    if len(weight):
+        curves["weight"] = Curve([seen.timesteps[k - start] for k in _own(wanted, seen, start)], weight)
+    unweighed = "no weights: the pipeline asks its scheduler for no step" if wanted and not len(weight) else ""
     called = "" if scheduler is None else f"-{scheduler.name}"
-    one_each = samples == len(seeds)
-    return Profile(
-        name=f"{kind}{called}-{len(timesteps)}".lower() if name is None else name,
+    said = (notes, f"{type(pipeline).__name__}.{which}, {made.notes}", unweighed)
+    return attrs.evolve(
+        made,
+        name=f"{kind}{called}-{len(seen.timesteps)}".lower() if name is None else name,
         model=ModelInfo(kind, config_hash(module), weights_hash(module) if hash_weights else None),
-        prediction_type=None if scheduler is None else scheduler.prediction_type,
-        latent_shape=tuple(seen.info.shape[1:]),
-        scheduler=None if scheduler is None else SchedulerInfo.of(scheduler),
-        timesteps=timesteps,
-        dtype=dtype_name(seen.info.dtype),
-        guidance=float(scale) if isinstance(scale, (int, float)) and not isinstance(scale, bool) else None,
         samples=samples,
-        seeds=tuple(seeds) if one_each else (),
-        trajectory="recorded",
-        evaluations=len(seen.branches) * len(timesteps) * (_PER_STEP + len(wanted)),
-        versions=versions_of("torch", "cachepolicies", "diffusers", "numpy"),
-        created=utc_now(),
+        seeds=tuple(seeds) if samples == len(seeds) else (),
+        evaluations=made.evaluations * (_PER_STEP + len(wanted)),
         curves=curves,
         tables={what: joined(what) for what in ("displacement", "change")},
-        notes="; ".join(
-            text for text in (notes, f"{type(pipeline).__name__}.{which}, branches: {', '.join(seen.branches)}") if text
-        ),
+        notes="; ".join(text for text in said if text),
     )
 
 

@@ -80,7 +80,7 @@ def _parsed(text: str) -> Fields:
 def _check(fields: Fields) -> None:
     """Make what can be made without a model, so that what is wrong with a name or a setting is said at once."""
     policy = fields.get("policy", BEST)
-    if policy != BEST and not (policy in ("schedule", "uniform") and "budget" in fields):
+    if policy != BEST and not (policy == "schedule" and "budget" in fields):
         policies().create(policy)
     if "substitute" in fields:
         substitutes().create(fields["substitute"])

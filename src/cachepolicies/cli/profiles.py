@@ -14,6 +14,7 @@ from rich.text import Text
 from cachepolicies.base.errors import ProfileError, SettingsError
 from cachepolicies.cli._complete import profile_names
 from cachepolicies.cli._options import AsJson
+from cachepolicies.learning.profile import LEARNED
 from cachepolicies.learning.store import FILE, LearnedProfiles, default_folder
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _by_class(found: Sequence[tuple[str, Profile]]) -> Group:
 
 def _made_of(profile: Profile) -> str:
     """Return what a profile was made of, in a few words."""
-    what = "learned" if profile.name.startswith("learned-") else profile.origin
+    what = "learned" if profile.name.startswith(LEARNED) else profile.origin
     scheduler = "" if profile.scheduler is None else f", {profile.scheduler.name}"
     steps = f", {profile.num_steps} steps" if profile.num_steps else ""
     return f"{what}{scheduler}{steps}"
@@ -82,7 +83,7 @@ def _as_dict(name: str, profile: Profile) -> dict[str, Any]:
         "name": name,
         "class": profile.model.class_name,
         "policies": _methods(profile),
-        "origin": "learned" if profile.name.startswith("learned-") else profile.origin,
+        "origin": "learned" if profile.name.startswith(LEARNED) else profile.origin,
         "scheduler": None if profile.scheduler is None else profile.scheduler.name,
         "steps": profile.num_steps or None,
         "samples": profile.samples if profile.origin == "measured" else None,

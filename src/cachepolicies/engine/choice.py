@@ -19,7 +19,7 @@ class Chosen:
         engine: policy, substitute and the rest, resolved.
         expected: of a run that nobody declared: the timesteps that it will visit if it goes on as runs that begin like
             this did before; ``None`` where that is not known, or was declared.
-        notes: what else is to be said in the trace.
+        notes: what is to be said in the trace: what serves the run, and where that is from.
     """
 
     engine: Engine

@@ -45,6 +45,7 @@ class Engine:
         watch: looks on at one run, ``None`` for nobody; an engine with a watch serves that run only.
         reuses: whether the policy ever does; if not, nothing is remembered and no tensor looked at.
         signals: names of those that policy or substitute declare.
+        looks: whether latents are looked at: something may be reused, or somebody looks on.
         by_place: whether the policy decides place by place.
         looks_at_input: whether policy or substitute look at what goes into a place.
     """
@@ -61,6 +62,7 @@ class Engine:
     # Asked at every call, and the same at every call.
     reuses: bool = field(init=False, repr=False)
     signals: frozenset[str] = field(init=False, repr=False)
+    looks: bool = field(init=False, repr=False)
     by_place: bool = field(init=False, repr=False)
     looks_at_input: bool = field(init=False, repr=False)
 
@@ -72,9 +74,8 @@ class Engine:
     def _declared_signals(self) -> frozenset[str]:
         return self.policy.needs.signals | self.substitute.signals
 
-    @property
-    def looks(self) -> bool:
-        """Whether latents are looked at: something may be reused, or somebody looks on."""
+    @looks.default
+    def _looked_at(self) -> bool:
         return self.reuses or self.watch is not None
 
     @by_place.default

@@ -138,7 +138,7 @@ class Request:
             self.trace.policy, self.trace.substitute = self.policy.name, self.substitute.name
             self.trace.order = order_of(self.substitute)
         reshaped = frozenset(run.last_calls) if run and cause is RestartCause.SHAPE_CHANGED else frozenset()
-        self.trace.notes.extend(chosen.notes)
+        self.trace.notes.extend(note for note in chosen.notes if note not in self.trace.notes)
         self.run = self._begin_run(call, known, reshaped, expected=declaration is None and known is not None)
         if not self.engine.looks:
             return self.run, None
@@ -181,8 +181,8 @@ class Request:
             announced_steps=None if declaration is None else declaration.announced_steps,
         )
         self.draw = random.Random(settings.audit_seed)
-        for note in (self._choice.sentence, *self.engine.notes(info), *self._remarks(info)):
-            if note and note not in self.trace.notes:
+        for note in (*self.engine.notes(info), *self._remarks(info)):
+            if note not in self.trace.notes:
                 self.trace.notes.append(note)
         memory = Memory(self.substitute, x.shape[0], self.trace.notes)
         return Run(info, memory, reshaped, call.origin, expected=expected)

@@ -9,6 +9,7 @@ from attrs import define, field
 from torch import Tensor
 
 from cachepolicies.base.errors import RunError
+from cachepolicies.base.timesteps import slack_of
 from cachepolicies.base.units import row_rms
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.contracts.reasons import RestartCause
@@ -16,9 +17,6 @@ from cachepolicies.contracts.step import RunInfo
 from cachepolicies.engine.call import Call, Declaration
 from cachepolicies.engine.conditioning import differs, weakly
 from cachepolicies.engine.memory import Key, Memory
-
-_SAME_T = 1e-5
-"""Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 
 
 @define(eq=False)
@@ -101,7 +99,7 @@ class Run:
     def as_expected(self, t: float) -> bool:
         """Return whether a call at t is at the step of the last call or at the one after it."""
         steps = self.info.timesteps or ()
-        slack = _SAME_T * max((abs(step) for step in steps), default=0.0)
+        slack = slack_of(steps)
         for step in (self._at, self._at + 1):
             if step < len(steps) and abs(steps[step] - t) <= slack:
                 self._at = step

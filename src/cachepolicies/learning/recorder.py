@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachepolicies.base.projection import Projection
+from cachepolicies.base.timesteps import part_of
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.engine.call import Call
@@ -22,9 +23,6 @@ MOST_SAMPLES = 8
 
 _PASSES = 2
 """Of classifier-free guidance."""
-
-_SAME_T = 1e-5
-"""Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 
 FEWEST_STEPS = 5
 """Runs shorter than this have nothing to gain from reuse, and are not learned from."""
@@ -182,18 +180,6 @@ class RunRecorder(Watch):
             )
         finite = all(torch.isfinite(each.output).all() for seen in self._seen.values() for each in seen)
         return None if finite else "an output is not finite"
-
-
-def part_of(levels: Sequence[float], timesteps: Sequence[float]) -> int | None:
-    """Return where in a run levels begin that follow each other there, ``None`` if they do not.
-
-    A pipeline with two denoisers calls each of them in a part of the run only.
-    """
-    slack = _SAME_T * max(abs(t) for t in timesteps)
-    for start in range(len(timesteps) - len(levels) + 1):
-        if all(abs(a - b) <= slack for a, b in zip(levels, timesteps[start:], strict=False)):
-            return start
-    return None
 
 
 def tables_of(steps: Sequence[Sequence[Tensor]], samples: int, entries: int) -> NDArray[np.float64]:

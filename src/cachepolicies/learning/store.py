@@ -13,6 +13,7 @@ from pathlib import Path
 from attrs import define, field
 
 from cachepolicies.base.errors import CacheWarning, ProfileError
+from cachepolicies.base.timesteps import slack_of
 from cachepolicies.learning.subject import Subject
 from cachepolicies.profiles.io import read_profile, save_profile
 from cachepolicies.profiles.schema import Profile
@@ -21,7 +22,6 @@ HOME = "CACHEPOLICIES_HOME"
 """Environment variable with the folder to use instead of the user's cache folder."""
 
 FILE = "profile.json"
-_SAME_T = 1e-5
 
 
 def default_folder() -> Path:
@@ -48,6 +48,7 @@ class LearnedProfiles:
 
     folder: Path | None = None
     _known: dict[str, Profile] = field(factory=dict, init=False, repr=False)
+    _passed_over: set[str] = field(factory=set, init=False, repr=False)
     _warned: set[str] = field(factory=set, init=False, repr=False)
 
     def of_run(self, subject: Subject, timesteps: tuple[float, ...]) -> Profile | None:
@@ -65,7 +66,11 @@ class LearnedProfiles:
                 if place.name not in self._known:
                     self._read(place)
         for name, profile in reversed(self._known.items()):
-            if name.startswith(prefix) and abs(profile.timesteps[0] - first_t) <= _SAME_T * abs(first_t):
+            if (
+                name.startswith(prefix)
+                and name not in self._passed_over
+                and abs(profile.timesteps[0] - first_t) <= slack_of([first_t])
+            ):
                 return profile
         return None
 
@@ -76,6 +81,7 @@ class LearnedProfiles:
         that cannot be told from others is kept in memory only.
         """
         name = subject.of_run(timesteps or profile.timesteps)
+        self._passed_over.discard(name)
         self._known.pop(name, None)  # the one that was learned last stands last
         self._known[name] = profile
         if self.folder is None or not subject.identified:
@@ -88,9 +94,9 @@ class LearnedProfiles:
                 f"process only. Give another folder: learn=..., or the environment variable {HOME}"
             )
 
-    def forget(self, subject: Subject, profile: Profile) -> None:
-        """Forget a profile in this process; it stays on disk, where it may serve others."""
-        self._known.pop(subject.of_run(profile.timesteps), None)
+    def pass_over(self, subject: Subject, profile: Profile) -> None:
+        """Expect its timesteps no more of an undeclared run, in this process; declared runs are served as before."""
+        self._passed_over.add(subject.of_run(profile.timesteps))
 
     def all(self) -> Iterator[tuple[Path, Profile | ProfileError]]:
         """Yield the folder and the profile of everything that is kept, oldest first; the error where it is damaged."""

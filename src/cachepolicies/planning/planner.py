@@ -14,6 +14,7 @@ from cachepolicies.base.budget import Budget, as_budget
 from cachepolicies.base.errors import NeedsError, PolicyError, ProfileError, SettingsError, nearest_match_hint
 from cachepolicies.base.provenance import utc_now, versions_of
 from cachepolicies.base.settings import plain, shown
+from cachepolicies.base.timesteps import same_timesteps
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.substitute import FILLED_IN, Substitute
 from cachepolicies.planning.error_table import Floats
@@ -33,9 +34,6 @@ from cachepolicies.substitutes.resolve import as_substitute, substitute_on
 
 ErrorKind: TypeAlias = Literal["measured", "predicted"]
 """Where the errors of reuses are from: the calibration runs, or the score."""
-
-_SAME_T = 1e-5
-"""Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 
 
 def plan(
@@ -223,7 +221,7 @@ def _run_timesteps(
                 f"profile {profile.name!r} was recorded with a scheduler that nobody named, so the timesteps of "
                 f"{steps} steps are not known; give scheduler="
             )
-        if not _same_timesteps(scheduler.timesteps(profile.num_steps), profile.timesteps):
+        if not same_timesteps(scheduler.timesteps(profile.num_steps), profile.timesteps):
             # a diffusers scheduler whose shift was set after it was made does not record how
             raise NeedsError(
                 f"the scheduler that profile {profile.name!r} records does not have the profile's timesteps, so those "
@@ -231,11 +229,6 @@ def _run_timesteps(
             )
     assert scheduler is not None  # it was given
     return scheduler.timesteps(profile.num_steps if steps is None else steps)
-
-
-def _same_timesteps(one: Sequence[float], other: Sequence[float]) -> bool:
-    slack = _SAME_T * max(abs(t) for t in other)
-    return len(one) == len(other) and all(abs(a - b) <= slack for a, b in zip(one, other, strict=True))
 
 
 def _spec_of(substitute: Substitute) -> str:
@@ -272,7 +265,7 @@ def _errors_of_reuses(
 
         score = score_of("substitute", profile, substitute)
         return predicted_errors(score, timesteps, displacement_of(profile, timesteps), max_reuse)
-    if not _same_timesteps(timesteps, profile.timesteps):
+    if not same_timesteps(timesteps, profile.timesteps):
         raise SettingsError(
             f"errors='measured' are known for the {profile.num_steps} timesteps of profile {profile.name!r} only, and "
             f"the run has {len(timesteps)} others; use errors='predicted', or calibrate with these steps"

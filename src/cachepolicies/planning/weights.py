@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cachepolicies.base.errors import NeedsError, ProfileError, SettingsError, nearest_match_hint
 from cachepolicies.base.settings import shown
+from cachepolicies.base.timesteps import same_timesteps
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.profiles.schema import RECALIBRATE, Curve, Profile
 from cachepolicies.schedulers.impulse import impulse_response
@@ -27,9 +28,6 @@ CURVES_OF: Mapping[WeightKind, tuple[str, ...]] = {
     "uniform": (),
 }
 """The curves of a profile that each kind of weights is made from."""
-
-_SAME_T = 1e-5
-"""Two t closer than this fraction of the largest |t| are the same timestep."""
 
 
 def step_weights(
@@ -169,7 +167,7 @@ def _bound(profile: Profile, visited: Sequence[float], scheduler: Scheduler | No
         raise NeedsError(f"bound weights need the scheduler: profile {profile.name!r} {known}; give scheduler=")
     response = impulse_response(scheduler, len(visited))
     own = np.array([response.t[k] for k in response.first])
-    if len(own) != len(visited) or np.abs(own - visited).max() > _SAME_T * np.abs(own).max():
+    if not same_timesteps(own.tolist(), visited):
         raise SettingsError(
             f"scheduler {scheduler.name!r} visits t = {shown(own.tolist())} in {len(visited)} steps, not the timesteps "
             f"{shown(list(visited))}; bound weights need the scheduler that has them: give scheduler="

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cachepolicies.base.errors import NeedsError, RunError, SettingsError
 from cachepolicies.base.settings import finite, fraction, one_of, plain, refuse, shown
+from cachepolicies.base.timesteps import same_timesteps, slack_of
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.substitute import FILLED_IN, Context, Extrapolation, Prediction, Refresh
@@ -33,9 +34,6 @@ S = TypeVar("S", bound="Extrapolating")
 
 _SAME = 1e-6
 """Two points closer than this fraction of the larger are one noise level, rounded differently."""
-
-_SAME_STEP = 1e-5
-"""Two t closer than this fraction of the largest |t| are the same timestep, rounded differently."""
 
 _NO_EFFECT = 1e-6
 """An output changes a latent by less than this part of what it changes others by: that is the sampler's rounding."""
@@ -328,10 +326,7 @@ class Extrapolating(Extrapolation):
                 found = self._known_effects[timesteps] = _effects_of_euler(timesteps)
                 return found
             response = impulse_response(self.scheduler, len(timesteps))
-            slack = _SAME_STEP * max(abs(t) for t in timesteps)
-            if len(response.t) != len(timesteps) or any(
-                abs(a - b) > slack for a, b in zip(response.t, timesteps, strict=True)
-            ):
+            if not same_timesteps(response.t, timesteps):
                 raise RunError(
                     f"substitute {self.name!r} with correct={self.correct:g} needs the run of its scheduler: "
                     f"{self.scheduler.name!r} visits t = {shown(list(response.t))} in {len(timesteps)} steps, and this "
@@ -410,7 +405,7 @@ def _step_of(level: float, timesteps: Sequence[float]) -> int:
         RunError: none is near.
     """
     step = min(range(len(timesteps)), key=lambda k: abs(timesteps[k] - level))
-    if abs(timesteps[step] - level) > _SAME_STEP * max(abs(t) for t in timesteps):
+    if abs(timesteps[step] - level) > slack_of(timesteps):
         raise RunError(
             f"an evaluation at t={level:g} is at none of the declared timesteps, so that what was reused before it is "
             "not known; use correct=0 with samplers that evaluate between their steps"

@@ -170,6 +170,7 @@ class CachedDenoiser(RunAwareDenoiser):
             **settings,
         }
         self.convention = as_convention(convention)
+        self._recounts = not self.convention.is_own
         self._scheduler = None if scheduler is None else as_scheduler(scheduler)
         self._assembly = assembly = assemble(
             model,
@@ -323,7 +324,7 @@ class CachedDenoiser(RunAwareDenoiser):
         except BaseException:
             request.reset()
             raise
-        if not self.convention.is_own:
+        if self._recounts:
             level = self.convention.level(level)
         if declaration is not None:
             level = declaration.snap(level, rounding_of(t))
