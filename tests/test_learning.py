@@ -99,6 +99,8 @@ def test_the_evaluations_that_sensitivities_cost_are_said_before_and_counted(tmp
     for t in TIMESTEPS[1:]:
         denoiser(noise * t / 1000.0, t)
     assert model.calls == STEPS + denoiser.trace.measurements == STEPS + 2 * (STEPS - 1)
+    assert f"{2 * (STEPS - 1)} further ones to measure" in denoiser.trace.summary()
+    assert denoiser.trace.to_dict()["measurements"] == 2 * (STEPS - 1)
 
 
 def test_a_declared_run_is_learned_from_as_soon_as_it_is_complete(tmp_path, noise):

@@ -68,11 +68,6 @@ class Budget:
             )
         return min(found, num_steps)
 
-    def __str__(self) -> str:
-        if self.evaluations is not None:
-            return f"{self.evaluations} evaluations"
-        return f"{self.fraction:.0%} of the work" if self.fraction is not None else str(self.target)
-
 
 def as_budget(budget: object, target: object = None) -> Budget | None:
     """Return what a user asks for, ``None`` where nothing is asked.

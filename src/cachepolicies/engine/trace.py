@@ -192,6 +192,7 @@ class Trace:
             "calls": self.calls,
             "model_calls": self.model_calls,
             "audit_calls": self.audit_calls,
+            "measurements": self.measurements,
             "nfe": self.nfe,
             "nfe_per_sample": list(self.nfe_per_sample),
             "cache_ratio": self.cache_ratio,
@@ -248,6 +249,8 @@ class Trace:
             f"{self.policy} with {self.substitute}: {self.nfe:.4g} evaluations in {self.calls} calls, "
             f"cache ratio {self.cache_ratio:.1%}{self._work_summary()}"
         )
+        if self.measurements:
+            line += f", and {self.measurements} further ones to measure"
         orders = self.orders()
         if self.order == 0 or not orders:
             return line
@@ -310,7 +313,8 @@ def joined(traces: Sequence[tuple[str, Trace]]) -> Trace:
             records.append(evolve(entry, branch=f"{name} {entry.branch}", call=entry.call + calls))
         calls += trace.calls
     notes = [f"{name}: {note}" for name, trace in traces for note in trace.notes]
-    return Trace(first.policy, first.substitute, records, notes, first.order)
+    measured = sum(trace.measurements for _, trace in traces)
+    return Trace(first.policy, first.substitute, records, notes, first.order, measured)
 
 
 def _as_dict(record: CallRecord) -> dict[str, Any]:
