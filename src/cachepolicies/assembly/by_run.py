@@ -111,7 +111,7 @@ class ByRun:
     def __attrs_post_init__(self) -> None:
         if self.rule is not None and not isinstance(self.rule, SenCache):
             self.learned = None  # what runs show says nothing of its knob
-        if self.rule is None and self.profile is not None and "change" not in self.profile.tables:
+        if self.rule is None and self.profile is not None and self.profile.origin == "published":
             self.profile = None  # published thresholds measure worse than what needs no profile (docs: other caches)
         if self.profile is not None:
             self.latest = self._served(self.profile, self.profile.timesteps)
