@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from attrs import evolve, frozen
 
+from cachepolicies.assembly.spacing import spaced_steps
 from cachepolicies.base.budget import Budget
 from cachepolicies.base.errors import NeedsError, SettingsError
 from cachepolicies.base.timesteps import part_of, same_timesteps
@@ -21,7 +22,6 @@ from cachepolicies.planning.weights import WeightKind
 from cachepolicies.policies.never import Never
 from cachepolicies.policies.schedule import Schedule
 from cachepolicies.policies.sencache import SenCache
-from cachepolicies.policies.uniform import Uniform
 from cachepolicies.profiles.schema import Profile, SchedulerInfo
 from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.substitutes import steps_by_differences
@@ -187,7 +187,7 @@ def without_profile(
     site: ResolvedSite,
     substitute: str | Substitute | None = None,
 ) -> Recipe:
-    """Return the rule that needs nothing measured: evenly spaced evaluations, and the corrected line between them.
+    """Return the rule that needs nothing measured: evaluations spaced by noise level, the corrected line between them.
 
     Raises:
         NeedsError: a quality is asked for, which nothing predicts without a profile.
@@ -208,9 +208,9 @@ def without_profile(
     if substitute is None:
         substitute = corrected_line(scheduler, timesteps, site, along_path=False)
     return Recipe(
-        Uniform(evaluations=count),
+        Schedule(refreshes=spaced_steps(timesteps, count, scheduler), num_steps=len(timesteps)),
         substitute,
-        f"no profile: {count} of {len(timesteps)} steps are evaluated, evenly spaced, {substitute} stands in",
+        f"no profile: {count} of {len(timesteps)} steps are evaluated, spaced by noise level, {substitute} stands in",
     )
 
 

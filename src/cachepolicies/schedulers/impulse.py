@@ -14,6 +14,9 @@ from cachepolicies.contracts.scheduler import Scheduler
 _TOLERANCE = 1e-3
 """Largest deviation from linearity, relative to the largest response: some samplers round to float32 and draw noise."""
 
+_MULTISTEP = 1e-2
+"""Largest part of two rows that are not multiples of each other by rounding."""
+
 _SIZES = (1e4, -1.0)
 """Of the two impulses that are compared; the first is large, so that it meets every clip and drowns rounded noise."""
 
@@ -35,6 +38,19 @@ class ImpulseResponse:
     t: tuple[float, ...]
     first: tuple[int, ...]
     c: NDArray[np.float64]
+
+    @property
+    def multistep(self) -> bool:
+        """Whether a step uses outputs of steps before it.
+
+        Of a sampler ``x_{j+1} = A_j x_j + B_j y_j`` a row below the diagonal is A_j times the row before.
+        """
+        for j in range(1, len(self.t)):
+            now, before = self.c[j, :j], self.c[j - 1, :j]
+            size = float(np.abs(self.c[j]).max() * np.abs(before).max())
+            if np.abs(np.outer(now, before) - np.outer(before, now)).max() > _MULTISTEP * size:
+                return True
+        return False
 
     def bound(self, alpha_x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bound the change of the sample per change of the output at the first evaluation of every step.
