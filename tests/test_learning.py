@@ -239,7 +239,7 @@ def test_it_can_be_switched_off(tmp_path, noise, monkeypatch):
     denoiser = CachedDenoiser(Network(), budget=0.5, learn=False)
     with denoiser.run(timesteps=TIMESTEPS):
         loop(denoiser, noise)
-    assert denoiser.nfe == STEPS / 2  # from the first run on
+    assert denoiser.nfe == STEPS / 2  # evenly spaced from the first run on
     monkeypatch.setenv("CACHEPOLICIES_LEARN", "0")
     denoiser = CachedDenoiser(Network(), budget=0.5)
     with denoiser.run(timesteps=TIMESTEPS):

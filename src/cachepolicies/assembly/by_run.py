@@ -189,7 +189,7 @@ class ByRun:
             why = f"profile {profile.name!r} has no runs to solve for a tolerance on: that of the paper"
             return Recipe(evolve(self.rule, preset="paper"), self.substitute or "hold", why)
         if "change" not in profile.tables or "displacement" not in profile.tables:
-            return without_profile(self.budget, timesteps or None, scheduler, self._site, self.substitute)
+            return self._nothing_known(timesteps or None, scheduler)
         if self.rule is None and serves(profile, timesteps):
             return planned(profile, self.budget, timesteps, scheduler, self._site, self.substitute)
         rule = self.rule if isinstance(self.rule, SenCache) else None
@@ -220,13 +220,17 @@ class ByRun:
             f"steps, {substitute} stands in",
         )
 
+    def _nothing_known(self, timesteps: tuple[float, ...] | None, scheduler: Scheduler | None) -> Recipe:
+        clock = "timestep" if self.setup.adapter is None else self.setup.adapter.clock
+        return without_profile(self.budget, timesteps, scheduler, self._site, self.substitute, clock)
+
     def _without_profile(self, run: _Run) -> Engine:
         key = 0, run.timesteps, _record_of(self.scheduler())
         if key not in self._engines:
             if self.rule is not None and run.timesteps is not None and not isinstance(self.rule, SenCache):
                 recipe = self._by_knob(self.rule, None, run.timesteps, self.scheduler())
             else:
-                recipe = without_profile(self.budget, run.timesteps, self.scheduler(), self._site, self.substitute)
+                recipe = self._nothing_known(run.timesteps, self.scheduler())
             self._engines[key] = self.build(recipe, None, None), recipe.sentence
         engine, self.sentence = self._engines[key]
         return engine

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from attrs import evolve, frozen
 
-from cachepolicies.assembly.spacing import spaced_steps
+from cachepolicies.assembly.spacing import is_multistep, spaced_steps
 from cachepolicies.base.budget import Budget
 from cachepolicies.base.errors import NeedsError, SettingsError
 from cachepolicies.base.timesteps import part_of, same_timesteps
+from cachepolicies.contracts.adapter import Clock
 from cachepolicies.contracts.policy import PolicySettings
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.site import ResolvedSite
@@ -22,6 +23,7 @@ from cachepolicies.planning.weights import WeightKind
 from cachepolicies.policies.never import Never
 from cachepolicies.policies.schedule import Schedule
 from cachepolicies.policies.sencache import SenCache
+from cachepolicies.policies.uniform import Uniform
 from cachepolicies.profiles.schema import Profile, SchedulerInfo
 from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.substitutes import steps_by_differences
@@ -186,8 +188,11 @@ def without_profile(
     scheduler: Scheduler | None,
     site: ResolvedSite,
     substitute: str | Substitute | None = None,
+    clock: Clock = "timestep",
 ) -> Recipe:
-    """Return the rule that needs nothing measured: evaluations spaced by noise level, the corrected line between them.
+    """Return the rule that needs nothing measured: evenly spaced evaluations, and the corrected line between them.
+
+    A multistep sampler needs them where its own steps are long; see `spaced_steps`.
 
     Raises:
         NeedsError: a quality is asked for, which nothing predicts without a profile.
@@ -207,10 +212,15 @@ def without_profile(
     count = budget.of_run(len(timesteps), skipped_by(site))
     if substitute is None:
         substitute = corrected_line(scheduler, timesteps, site, along_path=False)
+    policy: PolicySettings = Uniform(evaluations=count)
+    how = "evenly spaced"
+    if scheduler is not None and is_multistep(scheduler):
+        policy = Schedule(refreshes=spaced_steps(timesteps, count, scheduler, clock), num_steps=len(timesteps))
+        how = "spaced for a multistep sampler"
     return Recipe(
-        Schedule(refreshes=spaced_steps(timesteps, count, scheduler), num_steps=len(timesteps)),
+        policy,
         substitute,
-        f"no profile: {count} of {len(timesteps)} steps are evaluated, spaced by noise level, {substitute} stands in",
+        f"no profile: {count} of {len(timesteps)} steps are evaluated, {how}, {substitute} stands in",
     )
 
 

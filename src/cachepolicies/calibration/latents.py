@@ -18,8 +18,8 @@ from cachepolicies.calibration.samples import CalibrationSamples
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.signal import SignalInput
-from cachepolicies.policies._noise import NoiseShare
 from cachepolicies.policies.seacache import SeaCache, filtered
+from cachepolicies.schedulers.noise_share import NoiseShare
 from cachepolicies.sites.signals import outside_signals
 
 _SIGNAL = "spatial-latent"

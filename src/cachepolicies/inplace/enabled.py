@@ -197,7 +197,7 @@ def enable(
         audit_seed: seed of that choice.
         learn: where nothing is known of the model and no policy is named, the first generation is recorded, and later
             ones like it are planned. What is learned is kept in the user's cache folder, or in this folder; ``False``
-            learns nothing, and evaluates steps spaced by noise level.
+            learns nothing, and evaluates steps spaced over the run.
         **settings: settings of the policy, when it is given by name.
 
     Returns:

@@ -17,8 +17,8 @@ from cachepolicies.contracts.reasons import EngineReason, Reason
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.step import RunInfo, Step
-from cachepolicies.policies._noise import NoiseShare
 from cachepolicies.policies.limits import Limits, within_limits
+from cachepolicies.schedulers.noise_share import NoiseShare
 from cachepolicies.schedulers.resolve import as_scheduler
 
 _SIGNAL = "spatial-latent"

@@ -129,7 +129,7 @@ class CachedDenoiser(RunAwareDenoiser):
             audit_seed: seed of that choice.
             learn: where nothing is known of the model and no policy is named, the first run is recorded, and later ones
                 like it are planned. What is learned is kept in the user's cache folder, or in this folder; ``False``
-                learns nothing, and evaluates steps spaced by noise level.
+                learns nothing, and evaluates steps spaced over the run.
             convention: how the model counts t, where not as diffusers does: ``"flow-matching"`` for t from 0 to
                 1, ``"unit"`` for t from 1 to 0; see `cachepolicies.schedulers.CONVENTIONS`. The wrapper is called as
                 the model is; profiles, plans and traces count as this library does.
