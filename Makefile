@@ -7,7 +7,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage stateful changelog docs bench bench-peers bench-peers-short bench-plans study train clean
+.PHONY: help demo test lint coverage stateful changelog docs bench bench-budgets bench-peers bench-peers-short bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -18,6 +18,7 @@ help:
 	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
 	@echo "make docs   build the documentation into site/ (strict)"
 	@echo "make bench  what the engine adds to a call"
+	@echo "make bench-budgets  whether budgets are met, and what the default gives; goes on where it stopped"
 	@echo "make bench-peers  other caches and ours at equal work; goes on where it stopped"
 	@echo "make bench-peers-short  the same on four samples of two models, in minutes, against the committed figures"
 	@echo "make bench-plans  plans on samples that they were not made from, every reference model; goes on where it stopped"
@@ -67,6 +68,10 @@ docs: $(INSTALLED_DOCS)
 bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/inplace.py
+
+bench-budgets: $(INSTALLED)
+	$(BIN)/python bench/budgets.py
+	$(BIN)/python bench/defaults.py
 
 bench-plans: $(INSTALLED)
 	$(BIN)/python bench/plans.py
