@@ -386,7 +386,7 @@ def test_unnamed_guidance_branches_are_refused_rather_than_mixed_up():
         denoiser(x, 1000.0, scale=-1.0)
     denoiser(x, 1000.0, scale=torch.ones(1))
     with pytest.raises(RunError, match="twice at the same x and t=1000"):
-        denoiser(x.clone(), 1000.0, scale=torch.ones(1))
+        denoiser(x.clone(), 1000.0, scale=-torch.ones(1))
 
 
 def test_repeated_points_with_the_same_conditioning_are_no_branches(monkeypatch):

@@ -9,6 +9,7 @@ from torch import nn
 
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
 from cachepolicies.base.models import network_inside
+from cachepolicies.base.sources import returns_several
 from cachepolicies.contracts.adapter import Adapter, Blocks, submodule
 from cachepolicies.registry import load as _plugins
 
@@ -67,6 +68,8 @@ def _generic(network: nn.Module) -> Adapter:
     if not names or names[0] not in _STREAM_NAMES:
         first = f"{names[0]!r}" if names else "nothing"
         raise _unknown(network, f"the first argument of its blocks is {first}, not one of {', '.join(_STREAM_NAMES)}")
+    if returns_several(type(blocks[0])):
+        raise _unknown(network, f"its blocks, {type(blocks[0]).__name__}, return several streams, not one")
     return Adapter(
         model=kind,
         stack=(Blocks(path, hands_on=names[0]),),

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
+from torch import nn
 
 from cachepolicies.adapters.find import check_adapter, network_of, registered_adapter
 from cachepolicies.assembly.by_run import ByRun
 from cachepolicies.assembly.default import Recipe
 from cachepolicies.base.budget import HALF, Budget
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
+from cachepolicies.base.sources import memory_of
 from cachepolicies.contracts.adapter import Adapter
 from cachepolicies.contracts.policy import CachePolicy, PolicySettings
 from cachepolicies.contracts.scheduler import Scheduler
@@ -201,7 +203,24 @@ def _engine(
         resolved = within_limits(resolved, limits)
     substitute = setup.substitute
     check_needs(resolved, substitute, setup)
+    if resolved.reuses and setup.network is not None:
+        _refuse_memory(setup.network)
     return Engine(resolved, substitute, setup.profile, settings, site.parts_rows, site.shares, notes, warned, watch)
+
+
+def _refuse_memory(network: nn.Module) -> None:
+    """Refuse a network whose skipped calls would be missed by later ones.
+
+    Raises:
+        SettingsError: one of its modules keeps keys and values from one call for later ones.
+    """
+    found = memory_of(network)
+    if found is not None:
+        raise SettingsError(
+            f"{type(network).__name__} keeps keys or values from call to call ({found}): a call that is skipped leaves "
+            "none, and later ones would be drawn without them. It cannot be cached as it is; a network that is handed "
+            "its memory as an argument can be enabled, and evaluates the calls that come with one"
+        )
 
 
 def _policy_of(parts: Parts) -> PolicySettings | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Real
 from typing import Any, ParamSpec, TypeVar
 
@@ -141,6 +142,16 @@ def rounding_of(t: object) -> float:
     if isinstance(t, Tensor) and t.dtype.is_floating_point:
         return max(1e-6, torch.finfo(t.dtype).eps)
     return 1e-6
+
+
+def ordinary_tensors() -> AbstractContextManager[object]:
+    """Return a context in which new tensors may be written on later, in and out of inference mode; no gradients."""
+    if not torch.is_inference_mode_enabled():
+        return nullcontext()
+    contexts = ExitStack()
+    contexts.enter_context(torch.inference_mode(False))
+    contexts.enter_context(torch.no_grad())
+    return contexts
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,12 @@ _NO_LEVELS = frozenset(
 T_NAMES = ("t", "timestep", "sigma", "timesteps")
 
 
-_FEATURES = re.compile(r"controlnet|additional_residual|adapter_states")
+_POSITIONS = re.compile(r"rotary|rope|freqs|_ids$|_grid|position")
+"""Names of arguments that have one entry a token, whatever their shape."""
+
+_FEATURES = re.compile(
+    r"controlnet|additional_residual|adapter_states|timestep|sigma|^(audio|sound|action)_(hidden_states|latents)$"
+)
 """Names of arguments by which networks take features that were computed for the step."""
 
 
@@ -191,23 +197,27 @@ class Signature:
                 named[keyword] = made
         return tuple(placed), named
 
-    def conditioning(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return what a call is conditioned on: every argument but x, t, and what a ControlNet adds at every step.
+    def conditioning(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a call is conditioned on: every argument but x, t, and what is computed for the step.
 
         A ControlNet's features are computed from x and t, and differ from step to step; they tell no branch.
+
+        Returns:
+            The arguments by name, positional ones of no known name by ``"argument 3"``; those that are ``None`` are as
+            good as left out.
         """
-        rest = [
-            value
-            for place, value in enumerate(args)
-            if place not in (self.x_place, self.t_place)
-            and not (place < len(self.names) and _is_feature(self.names[place]))
-        ]
-        rest += [
-            value
-            for name, value in kwargs.items()
-            if name not in self.x_names and name not in self.t_names and not _is_feature(name)
-        ]
-        return tuple(rest)
+        rest = {}
+        for place, value in enumerate(args):
+            if value is None or place in (self.x_place, self.t_place):
+                continue
+            name = self.names[place] if place < len(self.names) else f"argument {place}"
+            if not _is_feature(name):
+                rest[name] = value
+        for name, value in kwargs.items():
+            if value is None or name in self.x_names or name in self.t_names or _is_feature(name):
+                continue
+            rest[name] = value
+        return rest
 
     def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call by name; positional ones whose names are not known are left out."""
@@ -249,7 +259,7 @@ class Signature:
         kind = "either" if self.rows is None and always else (self.rows or {}).get(name)
         if self.rows is not None and kind is None:
             if not always:
-                return value
+                return value if _POSITIONS.search(name) else _slice_inside(name, value, batch, rows)
             kind = "either"
         if kind in ("list", "either") and isinstance(value, (list, tuple)):
             return _slice_items(name, value, batch, rows)
@@ -271,7 +281,9 @@ class Signature:
         if isinstance(value, np.ndarray) and value.ndim and value.shape[0] == batch:
             return value if rows is None else value[list(rows.rows)]
         if isinstance(value, Mapping):
-            return {key: self._slice_value(f"{name}[{key!r}]", item, batch, rows) for key, item in value.items()}
+            return _filled(
+                value, {key: self._slice_value(f"{name}[{key!r}]", item, batch, rows) for key, item in value.items()}
+            )
         if isinstance(value, (list, tuple)) and any(isinstance(item, (Tensor, list, tuple, dict)) for item in value):
             items = [self._slice_value(f"{name}[{i}]", item, batch, rows) for i, item in enumerate(value)]
             return _as_before(value, items)
@@ -280,7 +292,7 @@ class Signature:
                 f"argument {name!r} is a list with as many entries as the batch has rows. If it has one a sample, name "
                 "it in batched=(...), together with every other argument that has; if not, pass it as a tuple"
             )
-        return value
+        return _opaque(name, value, batch)
 
     def _argument(
         self, what: str, keywords: Sequence[str], place: int, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -294,6 +306,65 @@ class Signature:
             f"the call has no {what}: it was looked for at position {place} and as {', '.join(keywords)}=; set "
             f"{what}_name to the name of the argument"
         )
+
+
+def _slice_inside(name: str, value: Any, batch: int, rows: RowIndex | None) -> Any:
+    """Return what is nested in an argument that an adapter does not name, cut where it has one row a sample.
+
+    Raises:
+        InputError: there is no telling: a tensor has several times the batch's rows, or stands in an object.
+    """
+    if isinstance(value, Mapping):
+        return _filled(value, {key: _inner(f"{name}[{key!r}]", item, batch, rows) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return _as_before(value, [_inner(f"{name}[{i}]", item, batch, rows) for i, item in enumerate(value)])
+    return value if isinstance(value, (Tensor, np.ndarray)) else _opaque(name, value, batch)
+
+
+def _inner(name: str, value: Any, batch: int, rows: RowIndex | None) -> Any:
+    if isinstance(value, (Mapping, list, tuple)):
+        return _slice_inside(name, value, batch, rows)
+    if not isinstance(value, (Tensor, np.ndarray)):
+        return _opaque(name, value, batch)
+    first = value.shape[0] if value.ndim else 1
+    if first in (0, 1) or batch == 1 or first % batch:
+        return value
+    if first != batch:
+        raise InputError(
+            f"{name} has shape {tuple(value.shape)}, a multiple of the batch of {batch} rows: there is no telling "
+            "which belong to a sample. Decide once for the whole batch, per_sample=False"
+        )
+    if rows is None:
+        return value
+    return value.index_select(0, rows.on(value.device)) if isinstance(value, Tensor) else value[list(rows.rows)]
+
+
+def _opaque(name: str, value: Any, batch: int) -> Any:
+    """Return an object that holds no rows as far as can be seen.
+
+    Raises:
+        InputError: it has a tensor among its attributes that could have one row a sample, and cannot be cut.
+    """
+    if batch == 1 or isinstance(value, (nn.Module, type)) or callable(value):
+        return value
+    for attribute, held in getattr(value, "__dict__", {}).items():
+        if isinstance(held, Tensor) and held.ndim and held.shape[0] and held.shape[0] % batch == 0:
+            raise InputError(
+                f"argument {name!r} is a {type(value).__name__} that holds a tensor of shape {tuple(held.shape)}, "
+                f"{attribute!r}: rows of the batch of {batch} cannot be taken out of it. Pass what it holds in dicts, "
+                "lists or tuples, or decide once for the whole batch, per_sample=False"
+            )
+    return value
+
+
+def _filled(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    """Return a mapping of the same kind with these items."""
+    if type(value) is dict or not isinstance(value, MutableMapping):
+        return items
+    made = copy.copy(value)
+    for key, item in items.items():
+        made[key] = item
+    return made
 
 
 def _slice_items(name: str, value: Any, batch: int, rows: RowIndex | None) -> Any:

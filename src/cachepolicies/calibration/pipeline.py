@@ -16,10 +16,12 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cachepolicies.base.errors import InputError, ProfileError, SettingsError
+from cachepolicies.base.errors import InputError, ProfileError, RunError, SettingsError
 from cachepolicies.base.models import config_hash, weights_hash
+from cachepolicies.base.outputs import tensor_of
 from cachepolicies.base.settings import shown
 from cachepolicies.base.units import row_rms
+from cachepolicies.calibration.blocks import BlockWatch, fitted, probe_of
 from cachepolicies.calibration.measure import BatchMeasurements
 from cachepolicies.calibration.partial import PartialResults
 from cachepolicies.calibration.trials import evaluations_bar
@@ -30,7 +32,7 @@ from cachepolicies.engine.engine import Engine
 from cachepolicies.inplace import enable
 from cachepolicies.inplace.targets import denoisers_of, scheduler_of_pipeline
 from cachepolicies.learning.profile import profile_of
-from cachepolicies.learning.recorder import RecordedRun
+from cachepolicies.learning.recorder import MOST_SAMPLES, RecordedRun
 from cachepolicies.learning.sensitivities import NAMES, SensitivityRecorder
 from cachepolicies.learning.subject import fingerprint
 from cachepolicies.policies.schedule import FollowsSteps
@@ -39,10 +41,12 @@ from cachepolicies.profiles.schema import Curve, ModelInfo, Profile, SchedulerIn
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cachepolicies.engine.invocation import Invocation
     from cachepolicies.engine.watch import Watch
+    from cachepolicies.sites.probe import BlocksProbe
 
 _PER_STEP = 3
-"""Evaluations of a step of the first generation: its own, and two for the sensitivities."""
+"""Evaluations of a step of the first generation: its own and two for the sensitivities; one more to see the blocks."""
 
 
 def is_pipeline(target: object) -> bool:
@@ -67,8 +71,9 @@ def calibrate_pipeline(
 ) -> Profile | dict[str, Profile]:
     """Calibrate the denoisers of a pipeline where they run.
 
-    For every prompt the pipeline runs once in full, with two further evaluations a step for the sensitivities, and once
-    more for every weight: step k is reused alone, with the output of step k - 1, and the final latents are compared,
+    For every prompt the pipeline runs once in full, with two further evaluations a step for the sensitivities, a third
+    where the block stack is known, for what MagCache and TeaCache look at; and once more for every weight: step k is
+    reused alone, with the output of step k - 1, and the final latents are compared,
     ``weight(t_k) = rms(latents' - latents) / rms(y_{k-1} - y_k)``. Everything that `cachepolicies.enable` takes can be
     calibrated: guidance in one batch or in separate calls, two denoisers one after the other, ControlNet, image to
     video.
@@ -110,24 +115,28 @@ def calibrate_pipeline(
     wanted = [k for k in weight_steps(num_inference_steps, weights) if k] if num_inference_steps > 1 else []
     if wanted and 1 not in wanted and num_inference_steps > 2:
         wanted.insert(0, 1)
-    runs = _Generations(pipeline, {**call, "num_inference_steps": num_inference_steps})
+    probes = {each: probe_of(module, None) for each, module in modules.items()}
+    runs = _Generations(pipeline, {**call, "num_inference_steps": num_inference_steps}, probes)
     partial = None
     if checkpoint is not None:
-        basis = _basis(pipeline, modules, prompts, drawn, wanted, runs.call)
+        basis = _basis(pipeline, modules, prompts, drawn, wanted, probes, runs.call)
         partial = {each: PartialResults(Path(checkpoint) / each, basis | {"denoiser": each}) for each in modules}
     done: dict[str, list[BatchMeasurements]] = {
         each: [] if partial is None else partial[each].read() for each in modules
     }
-    seen: dict[str, RecordedRun] = {}
-    total = len(prompts) * num_inference_steps * (_PER_STEP + len(wanted))
+    seen: dict[str, _Recorded] = {}
+    unseen: dict[str, str] = {}
+    per_step = _PER_STEP + any(probe is not None for probe in runs.probes.values())
+    total = len(prompts) * num_inference_steps * (per_step + len(wanted))
     what = f"calibrating {type(pipeline).__name__}, steps of all branches together"
     with evaluations_bar(what, total, progress, console) as advance, _quiet(pipeline):
         for number, (prompt, seed) in enumerate(zip(prompts, drawn, strict=True)):
             if all(len(batches) > number and batches[number].start == number for batches in done.values()):
-                advance(num_inference_steps * (_PER_STEP + len(wanted)))
+                advance(num_inference_steps * (per_step + len(wanted)))
                 continue
             found, reference = runs.recorded(prompt, seed, lambda n: advance(n))
             seen.update(found)
+            unseen |= {each: run.unseen for each, run in found.items() if run.unseen is not None}
             made = _measured(runs, found, reference, wanted, prompt, seed, number, lambda n: advance(n))
             for each, measurements in made.items():
                 done[each].append(measurements)
@@ -146,7 +155,7 @@ def calibrate_pipeline(
             drawn,
             name=name if len(modules) == 1 or name is None else f"{name}-{each}",
             hash_weights=hash_weights,
-            notes=notes,
+            notes="; ".join(text for text in (notes, unseen.get(each, "")) if text),
         )
         for each in modules
         if each in seen
@@ -170,6 +179,7 @@ class _Chosen:
     recording: bool = True
     part: bool = False
     guidance: Callable[[], float | None] = lambda: None
+    probe: BlocksProbe | None = None
 
     def choose(self, call: Call, declaration: Declaration | None) -> Chosen:
         """Return an engine that records, or one that reuses a single step."""
@@ -181,6 +191,7 @@ class _Chosen:
                 part=self.part,
                 guidance=self.guidance(),
                 advance=self.advance,
+                probe=self.probe,
             )
         engine = self.latest if self.policy is None else attrs.evolve(self.latest, policy=self.policy)
         # the step that is reused may be another denoiser's: that nothing is reused here is no news to anybody
@@ -191,19 +202,61 @@ class _Chosen:
         return engine
 
 
+@frozen(eq=False)
+class _Recorded(RecordedRun):
+    """What a calibration saw of a run.
+
+    Attributes:
+        stack: tables of the block stack by name, ``(N, S)`` or ``(N - 1, S)`` float64; none where it is not known.
+        unseen: why there are none, where the stack is known.
+    """
+
+    stack: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
+    unseen: str | None = None
+
+
 @define(eq=False)
 class _Counting(SensitivityRecorder):
-    """Records, and advances a progress bar by the evaluations of the first branch."""
+    """Records, looks at the block stack, and advances a progress bar by the evaluations of the first branch."""
 
     advance: Callable[[int], object] = field(kw_only=True)
+    probe: BlocksProbe | None = field(kw_only=True)
+    _stacks: dict[str, BlockWatch] = field(factory=dict, init=False)
+    _unseen: str | None = field(default=None, init=False)
 
-    def called(self, call: Call, invocation: Any) -> int:
+    def called(self, call: Call, invocation: Invocation) -> int:
         """Measure, and count."""
-        first = next(iter(self._seen), call.branch)
-        made = super().called(call, invocation)
+        first, made, at_work = next(iter(self._seen), call.branch), 0, self._wrong is None
+        if self.probe is not None and at_work and self._unseen is None:
+            made += self._look(self.probe, call, invocation)
+        made += super().called(call, invocation)
         if call.branch == first:
-            self.advance(_PER_STEP)
+            self.advance(_PER_STEP + (self.probe is not None))
         return made
+
+    def _look(self, probe: BlocksProbe, call: Call, invocation: Invocation) -> int:
+        stack = self._stacks.setdefault(call.branch, BlockWatch(probe, 0))
+        level = torch.tensor([call.t], dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                stack.evaluate(lambda x, t: tensor_of(invocation.run_at()), invocation.x, level)
+        except (ProfileError, InputError, RunError) as error:  # of the tables alone: the note in the profile says it
+            self._unseen = f"nothing was seen of the block stack: {error}"
+        return 1
+
+    def recorded(self, run: RecordedRun) -> RecordedRun:
+        """Return the run with the tables of the stack, the mean over the branches."""
+        stack: dict[str, NDArray[np.float64]] = {}
+        if self._stacks and self._unseen is None:
+            tables = [each.tables() for each in self._stacks.values()]
+            stack = {name: self._mean_of_rows(np.mean([each[name] for each in tables], axis=0)) for name in tables[0]}
+        own = attrs.asdict(run, recurse=False)
+        return _Recorded(**own, stack=stack, unseen=self._unseen)
+
+    def _mean_of_rows(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        assert self._layout is not None
+        groups = [list(self._layout.rows_of(d)) for d in range(min(self._layout.decisions, MOST_SAMPLES))]
+        return np.stack([table[:, group].mean(axis=1) for group in groups], axis=1)
 
 
 @frozen(eq=False)
@@ -212,18 +265,19 @@ class _Generations:
 
     pipeline: Any
     call: Mapping[str, Any]
+    probes: Mapping[str, BlocksProbe | None]
 
     def recorded(
         self, prompt: str | Mapping[str, Any], seed: int, advance: Callable[[int], object]
-    ) -> tuple[dict[str, RecordedRun], Tensor | None]:
+    ) -> tuple[dict[str, _Recorded], Tensor | None]:
         """Return what a full generation showed of each denoiser, and the final latents.
 
         Raises:
             ProfileError: it cannot be made a profile of.
         """
         with self._enabled() as choices:
-            for choice in choices.values():
-                choice.advance = advance
+            for name, choice in choices.items():
+                choice.advance, choice.probe = advance, self.probes[name]
             latents = self._run(prompt, seed)
         found = {}
         for name, choice in choices.items():
@@ -233,7 +287,9 @@ class _Generations:
                     f"{choice.refused[0]}"
                 )
             if choice.recorded:
-                found[name] = choice.recorded[-1]
+                run = choice.recorded[-1]
+                assert isinstance(run, _Recorded)
+                found[name] = run
         return found, latents
 
     def perturbed(self, prompt: str | Mapping[str, Any], seed: int, step: int, num_steps: int) -> Tensor | None:
@@ -314,7 +370,7 @@ def _quiet(pipeline: Any) -> Iterator[None]:
 
 def _measured(
     runs: _Generations,
-    found: Mapping[str, RecordedRun],
+    found: Mapping[str, _Recorded],
     reference: Tensor | None,
     wanted: Sequence[int],
     prompt: str | Mapping[str, Any],
@@ -343,7 +399,7 @@ def _measured(
             weight=np.stack(weights) if weights else np.empty((0, run.change.shape[2])),
             displacement=run.displacement,
             change=run.change,
-            blocks={},
+            blocks=run.stack,
             **{what: run.curves[what] for what in NAMES},
         )
     return made
@@ -394,21 +450,25 @@ def _profile(
     made = profile_of(seen, module, scheduler, guidance)
     kind, samples, weight = made.model.class_name, joined("change").shape[2], joined("weight")
     curves = {what: Curve(seen.timesteps[:-1], joined(what)) for what in NAMES}
+    known = set.intersection(*(set(batch.blocks) for batch in batches))
+    stack = {what: np.concatenate([batch.blocks[what] for batch in batches], axis=-1) for what in sorted(known)}
+    polynomials, problems = fitted(stack)
     start = _starts(found)[which]
     if len(weight):
         curves["weight"] = Curve([seen.timesteps[k - start] for k in _own(wanted, seen, start)], weight)
     unweighed = "no weights: the pipeline asks its scheduler for no step" if wanted and not len(weight) else ""
     called = "" if scheduler is None else f"-{scheduler.name}"
-    said = (notes, f"{type(pipeline).__name__}.{which}, {made.notes}", unweighed)
+    said = (notes, f"{type(pipeline).__name__}.{which}, {made.notes}", unweighed, *problems)
     return attrs.evolve(
         made,
         name=f"{kind}{called}-{len(seen.timesteps)}".lower() if name is None else name,
         model=ModelInfo(kind, config_hash(module), weights_hash(module) if hash_weights else None),
         samples=samples,
         seeds=tuple(seeds) if samples == len(seeds) else (),
-        evaluations=made.evaluations * (_PER_STEP + len(wanted)),
+        evaluations=made.evaluations * (_PER_STEP + bool(stack) + len(wanted)),
         curves=curves,
-        tables={what: joined(what) for what in ("displacement", "change")},
+        tables={what: joined(what) for what in ("displacement", "change")} | stack,
+        polynomials=polynomials,
         notes="; ".join(text for text in said if text),
     )
 
@@ -419,6 +479,7 @@ def _basis(
     prompts: Sequence[str | Mapping[str, Any]],
     seeds: Sequence[int],
     wanted: Sequence[int],
+    probes: Mapping[str, BlocksProbe | None],
     call: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what the numbers depend on, as plain JSON; a checkpoint serves one such set."""
@@ -430,6 +491,7 @@ def _basis(
         "prompts": [_told(prompt) for prompt in prompts],
         "seeds": list(seeds),
         "weights": list(wanted),
+        "blocks": {each: None if probe is None else sorted(probe.signals) for each, probe in probes.items()},
         "call": _told(call),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))

@@ -45,6 +45,18 @@ class EngineReason(Reason):
     SHAPE_CHANGED = "shape, dtype or device changed"
     """The run restarted because the latent no longer fits what is remembered."""
 
+    CONDITIONING_CHANGED = "the conditioning changed"
+    """What the branch is conditioned on is not what it was when the remembered output was computed."""
+
+    CALLED_AGAIN = "the same call again"
+    """One latent with one conditioning came twice at one step: what differs is inside of the model."""
+
+    WRITES_MEMORY = "the call writes a memory"
+    """Its blocks keep keys and values that later calls read."""
+
+    SIDE_BY_SIDE = "several latents at one step"
+    """Several latents go through the same steps in turn, and nothing tells which is which."""
+
 
 class RestartCause(Enum):
     """Why a call cannot belong to the run in progress, so that another begins."""

@@ -10,10 +10,15 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from cachepolicies.base.host import DeclaredTimesteps
+from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.step import direction_of
 
 WHOLE = ""
 """Name of the place of a site that has one place."""
+
+
+DEFAULT_BRANCH = "default"
+"""Name of the branch of calls that nobody names."""
 
 
 @frozen(eq=False)
@@ -76,21 +81,23 @@ class Call:
         t: noise level on the host.
         branch: name of the branch.
         labelled: whether the caller named the branch.
-        conditioning: every argument but x and t, to tell apart calls at the same point.
+        conditioning: every argument but x and t by name, to tell apart calls at the same point.
         index: step of the run, where the caller knows it; otherwise it is found from t.
         copies: tells how often each sample stands in the batch, where the settings leave that to be found out; asked
             when a run begins.
         origin: which generator calls, where no run was declared; 0 for none.
+        full: why this call is evaluated in full and not remembered, whatever the policy says; ``None`` where it is not.
     """
 
     x: Tensor
     t: float
     branch: str
     labelled: bool
-    conditioning: tuple[Any, ...]
+    conditioning: Mapping[str, Any]
     index: int | None = None
     copies: Callable[[], int] | None = None
     origin: int = 0
+    full: EngineReason | None = None
 
 
 @define(eq=False)

@@ -61,7 +61,9 @@ def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision
     reuse, reason = list(wanted.reuse), list(wanted.reason)
     for d in range(layout.decisions):
         rows = layout.rows_of(d)
-        if gradient:
+        if call.full is not None:
+            reuse[d], reason[d] = False, call.full
+        elif gradient:
             reuse[d], reason[d] = False, EngineReason.GRADIENT_WANTED
         elif maxima.host is not None and not all(math.isfinite(maxima.host[row]) for row in rows):
             reuse[d], reason[d] = False, EngineReason.NON_FINITE_INPUT
@@ -70,8 +72,8 @@ def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision
             missing = [row for row in rows if store is None or not store.holds(row, group.refreshed[d])]
             if missing:
                 reuse[d], reason[d] = False, run.memory.why_missing(key, missing[0])
-        if reason[d] is EngineReason.NOTHING_TO_REUSE and call.branch in run.reshaped_branches:
-            reason[d] = EngineReason.SHAPE_CHANGED
+        if reason[d] is EngineReason.NOTHING_TO_REUSE and call.branch in run.lost:
+            reason[d] = run.lost[call.branch]
     carried_out = tuple(reuse), tuple(reason)
     if carried_out == (wanted.reuse, wanted.reason):
         return wanted

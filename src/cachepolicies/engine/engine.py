@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+import torch
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from cachepolicies.contracts.policy import CachePolicy
@@ -13,6 +14,7 @@ from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Context, Substitute
 from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineSettings, Evaluate, Exchange
 from cachepolicies.engine.choice import Chosen
+from cachepolicies.engine.conditioning import version_of
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.loop import served_place
@@ -117,11 +119,17 @@ def enter(request: Request, call: Call) -> ServedCall:
     """
     try:
         run, maxima = request.enter(call)
+        if request.engine.looks:
+            run.note_conditioning(call)
     except BaseException:
         request.reset()
         raise
-    index = run.info.index(call.t) if call.index is None else call.index
-    return ServedCall(request.engine, request, run, call, maxima, index, request.next_call())
+    index = run.index(call)
+    given, version = call.x, version_of(call.x)
+    if request.engine.looks and run.writes_input is not False and not given.requires_grad:
+        # The model may write on what it is handed; policies look at the latent after it has run, and keep it.
+        call = evolve(call, x=given.clone())
+    return ServedCall(request.engine, request, run, call, maxima, index, request.next_call(), given, version)
 
 
 @define(eq=False)
@@ -136,6 +144,8 @@ class ServedCall:
         maxima: of the latent; ``None`` where nothing is remembered and nobody looks on.
         index: step of the run, or ``None`` when it was not declared.
         number: of the call in its run.
+        given: the latent itself; that of the call is a copy where the model may write on it.
+        version: how often the latent had been written on.
     """
 
     engine: Engine
@@ -145,6 +155,8 @@ class ServedCall:
     maxima: RowMaxima | None
     index: int | None
     number: int
+    given: Tensor
+    version: int
 
     @property
     def rows_may_part(self) -> bool:
@@ -192,7 +204,14 @@ class ServedCall:
 
     def leave(self) -> None:
         """End the call, after its last place: the next one is told by what this one was."""
+        if self.run.writes_input is None and self.engine.looks:
+            self.run.writes_input = self._was_written_on()
         self.run.note_call(self.call, None if self.maxima is None else self.maxima.values)
+
+    def _was_written_on(self) -> bool:
+        if self.given.is_inference():  # which does not count: compared once a run
+            return self.given is not self.call.x and not torch.equal(self.given, self.call.x)
+        return version_of(self.given) != self.version
 
     def look(self, invocation: Invocation) -> None:
         """Let who looks on at the run see the call that was served; what that evaluates is counted in the trace."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from cachepolicies.base.signature import RowIndex, Signature
@@ -59,6 +59,11 @@ class Invocation:
         """
         args, kwargs = self.signature.moved(self.args, self.kwargs, x=x, t=t)
         return self.function(*args, **kwargs)
+
+    def with_latent(self, x: Tensor) -> Invocation:
+        """Return the same call with another latent ``(B, ...)``."""
+        args, kwargs = self.signature.moved(self.args, self.kwargs, x=x)
+        return evolve(self, args=args, kwargs=kwargs, x=x)
 
     @property
     def t(self) -> Any:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from cachepolicies.base.errors import CacheWarning, InputError, NeedsError
 from cachepolicies.base.layout import Layout, equal_parts
 from cachepolicies.contracts.policy import CachePolicy
-from cachepolicies.contracts.reasons import RestartCause
+from cachepolicies.contracts.reasons import EngineReason, RestartCause
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute, order_of
 from cachepolicies.engine.call import Call, Declaration, EngineSettings
 from cachepolicies.engine.memory import Memory, RowMaxima
 from cachepolicies.engine.run import Run, check_declared, check_origin
-from cachepolicies.engine.trace import Trace
+from cachepolicies.engine.trace import CallRecord, Trace
 
 if TYPE_CHECKING:
     from cachepolicies.engine.choice import Choice
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FEW_STEPS = 5
 """Runs shorter than this have too few steps to gain from reuse."""
 
+
+_TOLD = (EngineReason.SIDE_BY_SIDE, EngineReason.WRITES_MEMORY)
+"""Reasons for evaluating all of a run of which was warned by themselves."""
 
 _AS_ONE = "the site has several places in a call: the samples of a batch decide as one"
 
@@ -137,9 +140,10 @@ class Request:
         else:
             self.trace.policy, self.trace.substitute = self.policy.name, self.substitute.name
             self.trace.order = order_of(self.substitute)
-        reshaped = frozenset(run.last_calls) if run and cause is RestartCause.SHAPE_CHANGED else frozenset()
+        reshaped = run is not None and cause is RestartCause.SHAPE_CHANGED
+        lost = dict.fromkeys(run.last_calls, EngineReason.SHAPE_CHANGED) if run is not None and reshaped else {}
         self.trace.notes.extend(note for note in chosen.notes if note not in self.trace.notes)
-        self.run = self._begin_run(call, known, reshaped, expected=declaration is None and known is not None)
+        self.run = self._begin_run(call, known, lost, expected=declaration is None and known is not None)
         if not self.engine.looks:
             return self.run, None
         return self.run, RowMaxima(call.x) if maxima is None else maxima
@@ -148,6 +152,27 @@ class Request:
         """Return the number of a new call in its run."""
         self.calls += 1
         return self.calls - 1
+
+    def pass_by(self, t: float, branch: str) -> None:
+        """Note a call that is handed a memory of keys and values: it runs as it is, and nothing of it is remembered.
+
+        Args:
+            t: noise level.
+            branch: that was called.
+        """
+        if self.policy.reuses:
+            self.warn_once(
+                "memory",
+                "calls that come with a memory of keys and values are evaluated: their blocks write what later calls "
+                "read",
+            )
+        reason = EngineReason.WRITES_MEMORY
+        count = 1 if self.run is None else self.run.info.decisions
+        self.trace.records.append(
+            CallRecord(
+                t, branch, (True,) * count, (reason,) * count, None, None, True, None, True, call=self.next_call()
+            )
+        )
 
     def _follow_expected(self, run: Run, call: Call) -> None:
         """Evaluate from here on where an undeclared run leaves the timesteps that were expected of it."""
@@ -159,7 +184,9 @@ class Request:
                 "run, `with denoiser.run(timesteps=...)`, where step counts change"
             )
 
-    def _begin_run(self, call: Call, declaration: Declaration | None, reshaped: frozenset[str], expected: bool) -> Run:
+    def _begin_run(
+        self, call: Call, declaration: Declaration | None, lost: dict[str, EngineReason], expected: bool
+    ) -> Run:
         x, settings = call.x, self.settings
         if settings.copies is not None:
             copies = settings.copies
@@ -185,7 +212,7 @@ class Request:
             if note not in self.trace.notes:
                 self.trace.notes.append(note)
         memory = Memory(self.substitute, x.shape[0], self.trace.notes)
-        return Run(info, memory, reshaped, call.origin, expected=expected)
+        return Run(info, memory, lost, call.origin, expected=expected)
 
     def _remarks(self, info: RunInfo) -> Sequence[str]:
         if not self.policy.reuses:
@@ -212,27 +239,30 @@ class Request:
 
     def _warn_if_pointless(self) -> None:
         trace, declaration = self.trace, self.declaration
+        if any(reason.text in trace.reasons() for reason in _TOLD):
+            return
         if not self.policy.reuses or len({record.t for record in trace.records}) < 2:
             return
         steps = None if declaration is None else declaration.num_steps
         if steps is not None and steps < FEW_STEPS:
-            self._warn("few steps", f"a run of {steps} steps has too few to gain much from reuse")
+            self.warn_once("few steps", f"a run of {steps} steps has too few to gain much from reuse")
         elif all(all(record.evaluated) for record in trace.records):
             why = ", ".join(f"{reason} ({n})" for reason, n in list(trace.reasons().items())[:3])
-            self._warn("no reuse", f"nothing was reused in a run of {trace.calls} calls: {why}{_nearest(trace)}")
+            self.warn_once("no reuse", f"nothing was reused in a run of {trace.calls} calls: {why}{_nearest(trace)}")
 
     def _note_rising_t(self, run: Run | None, call: Call) -> None:
         """Warn where every new t begins a new run: without a declaration t is taken to fall."""
         rose = run is not None and call.t > run.last_t == run.info.first_t
         self._rises = self._rises + 1 if rose else 0
         if self._rises == FEW_STEPS and self.policy.reuses:
-            self._warn(
+            self.warn_once(
                 "rising t",
                 "t rises from call to call, and each rise begins a new run; declare the rising timesteps with "
                 "`denoiser.run(timesteps=...)`",
             )
 
-    def _warn(self, kind: str, message: str) -> None:
+    def warn_once(self, kind: str, message: str) -> None:
+        """Warn of something the first time that it happens, and note it in the trace."""
         if kind not in self.engine.warned:
             self.engine.warned.add(kind)
             self.trace.notes.append(message)

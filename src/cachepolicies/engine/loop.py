@@ -110,7 +110,7 @@ def _evaluated(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, 
 
 
 def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> None:
-    if served.maxima is None or not served.engine.reuses:
+    if served.maxima is None or not served.engine.reuses or served.call.full is not None:
         return
     key, memory = served.key(arrival.place), served.run.memory
     entered = arrival.input if served.engine.substitute.wants_input else None

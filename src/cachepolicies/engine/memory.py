@@ -109,6 +109,12 @@ class Memory:
         level, outputs = self._present.get(place, (t, {}))
         return {name: output for name, output in outputs.items() if name != branch} if level == t else {}
 
+    def forget_branch(self, branch: str) -> None:
+        """Forget everything that a branch remembers, at every place."""
+        self._stores = {key: store for key, store in self._stores.items() if key[0] != branch}
+        self._pending = [item for item in self._pending if item.key[0] != branch]
+        self._not_finite = {at: why for at, why in self._not_finite.items() if at[0][0] != branch}
+
     def why_missing(self, key: Key, row: int) -> EngineReason:
         """Return why there is nothing to reuse in a row."""
         return self._not_finite.get((key, row), EngineReason.NOTHING_TO_REUSE)

@@ -12,11 +12,14 @@ from cachepolicies.base.errors import RunError
 from cachepolicies.base.timesteps import slack_of
 from cachepolicies.base.units import row_rms
 from cachepolicies.contracts.policy import Decision
-from cachepolicies.contracts.reasons import RestartCause
+from cachepolicies.contracts.reasons import EngineReason, RestartCause
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.engine.call import Call, Declaration
-from cachepolicies.engine.conditioning import differs, weakly
+from cachepolicies.engine.conditioning import Conditioned, differs
 from cachepolicies.engine.memory import Key, Memory
+
+_CHURN = 2.0**0.5 * (1.0 + 1e-6)
+"""The most that noise added before a step raises its level by, with some room for rounding."""
 
 
 @define(eq=False)
@@ -27,12 +30,10 @@ class LastCall:
         t: noise level.
         mark: ``(2, B)`` largest magnitude and RMS of the latent's rows, which tell latents apart; ``None`` where no
             comparison can be needed.
-        conditioning: the other arguments, their tensors as weak references.
     """
 
     t: float
     mark: Tensor | None
-    conditioning: tuple[Any, ...]
 
 
 @define(eq=False)
@@ -74,25 +75,29 @@ class Run:
     Attributes:
         info: what the policy is told of it.
         memory: what was evaluated, by branch and place.
-        reshaped_branches: branches whose memory was lost because the latent changed its shape.
+        lost: branches whose memory was lost, and why.
         groups: by branch (or all branches) and place (or all places).
         last_calls: by branch.
+        conditioned: what the last call of a branch was conditioned on.
         kept: what the site keeps between calls, by branch and place: the form of an output, say.
         origin: which generator called first; see `Call`.
         last_t: noise level of the last call.
         points: decisions so far.
+        writes_input: whether the model writes on its latent; ``None`` before the first call is over.
         expected: whether the timesteps were not declared but expected, and the run has kept to them so far.
     """
 
     info: RunInfo
     memory: Memory
-    reshaped_branches: frozenset[str] = frozenset()
+    lost: dict[str, EngineReason] = field(factory=dict)
     origin: int = 0
     groups: dict[Key, DecisionGroup] = field(factory=dict)
     last_calls: dict[str, LastCall] = field(factory=dict)
+    conditioned: dict[str, Conditioned] = field(factory=dict)
     kept: dict[Key, Any] = field(factory=dict)
     last_t: float = 0.0
     points: int = 0
+    writes_input: bool | None = None
     expected: bool = False
     _at: int = 0
 
@@ -117,11 +122,31 @@ class Run:
         if x.shape != info.shape or x.dtype != info.dtype or x.device != info.device:
             cause = RestartCause.SHAPE_CHANGED
             return cause, cause.text
-        if info.direction * (call.t - self.last_t) < 0:
+        if call.full is not None:
+            return None  # nothing tells its steps from those of another
+        if info.direction * (call.t - self.last_t) < 0 and not self.is_churned(call.t):
             return RestartCause.T_WENT_BACK, f"t went back from {self.last_t:g} to {call.t:g}"
         if call.t == info.first_t and call.branch in self.last_calls:
             return RestartCause.FIRST_T_AGAIN, f"branch {call.branch!r} was called again at the first t, {call.t:g}"
         return None
+
+    def is_churned(self, t: float) -> bool:
+        """Return whether a sampler has added noise before a step, so that its level is somewhat above the last one's.
+
+        "Churn" (Karras et al., arXiv 2206.00364, Algorithm 2) raises it by at most sqrt(2) - 1. A rise to a level that
+        was declared is none: there a sampler goes back to an earlier step.
+        """
+        steps = self.info.timesteps
+        falling = steps is not None and self.info.direction < 0 < self.last_t
+        if steps is None or not falling or self.expected:
+            return False
+        return self.last_t < t <= _CHURN * self.last_t and t not in steps
+
+    def index(self, call: Call) -> int | None:
+        """Return the step that a call belongs to: the last one, if only noise was added since."""
+        if call.index is not None:
+            return call.index
+        return self.info.index(self.last_t if self.is_churned(call.t) else call.t)
 
     def refuse_unlabelled_branches(self, call: Call, maxima: Tensor) -> None:
         """Raise if two guidance branches are called one after the other without a label.
@@ -142,7 +167,8 @@ class Run:
         mark = _mark(call, maxima)
         if last.mark.shape != mark.shape or not torch.equal(last.mark, mark):
             return
-        if differs(last.conditioning, call.conditioning):
+        known = self.conditioned.get(call.branch)
+        if known is not None and differs(known.kept, call.conditioning):
             raise RunError(
                 f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning. If these "
                 'are guidance branches, name them: denoiser(x, t, ..., branch="cond") and branch="uncond"; if they '
@@ -152,10 +178,20 @@ class Run:
     def note_call(self, call: Call, maxima: Tensor | None) -> None:
         """Note that the call was served."""
         self.last_t = call.t
-        if maxima is None or call.labelled or not call.conditioning:
-            self.last_calls[call.branch] = LastCall(call.t, None, ())
-        else:
-            self.last_calls[call.branch] = LastCall(call.t, _mark(call, maxima), weakly(call.conditioning))
+        told = maxima is None or call.labelled or not call.conditioning
+        self.last_calls[call.branch] = LastCall(call.t, None if maxima is None or told else _mark(call, maxima))
+
+    def note_conditioning(self, call: Call) -> None:
+        """Forget what a branch remembers where what it is conditioned on has changed; the call is then evaluated."""
+        known = self.conditioned.get(call.branch)
+        if known is None:
+            if call.conditioning:
+                self.conditioned[call.branch] = Conditioned.of(call.conditioning)
+            return
+        if known.changes(call.conditioning):
+            self.memory.forget_branch(call.branch)
+            self.lost[call.branch] = EngineReason.CONDITIONING_CHANGED
+        known.note(call.conditioning)
 
 
 def check_origin(run: Run, call: Call) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from attrs import frozen
 from torch import Tensor, nn
 
 from cachepolicies.assembly.assemble import Assembly
@@ -13,11 +16,13 @@ from cachepolicies.base.errors import CachePoliciesError, ProfileError, RunError
 from cachepolicies.base.host import DeclaredTimesteps, host_time, rounding_of
 from cachepolicies.base.layout import equal_parts
 from cachepolicies.base.signature import Signature
+from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import order_of
-from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.call import DEFAULT_BRANCH, Call, Declaration
 from cachepolicies.engine.choice import Choice
+from cachepolicies.engine.conditioning import comes_with_memory, version_of
 from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
@@ -45,8 +50,9 @@ class InPlaceRequest(Request):
         traced: the pipeline's run that the trace is of.
         announced: where a context said last that it is.
         declared_by_caller: whether the run was declared, and nothing else is asked.
-        at: the point of the loop at which branches are being served.
-        served: branches that were served there.
+        at: the point of the loop at which branches are being served, and its noise level.
+        served: branches that were served there, with the latent that each was called with.
+        full: whether the rest of the run is evaluated in full: several latents go through it.
     """
 
     def __init__(self, choice: Choice) -> None:
@@ -60,8 +66,9 @@ class InPlaceRequest(Request):
         self.branches = BranchRecogniser()
         self.pipeline_run: PipelineRun | None = None
         self.announced: Position | None = None
-        self.at: object = None
-        self.served: set[str] = set()
+        self.at: tuple[object, float] | None = None
+        self.served: dict[str, _Latent] = {}
+        self.full = False
 
     def conclude(self, failed: bool = False) -> None:
         """End the run in progress, declared or not, and free what is remembered; what comes then is another run."""
@@ -89,23 +96,69 @@ class InPlaceRequest(Request):
         finally:
             self.conclude(failed=True)
 
-    def refuse_repetition(self, module: str, at: object, level: float, branch: str) -> None:
-        """Refuse a second latent that goes through the same steps beside the first: it would get the first one's.
+    def arrive(self, at: object, level: float) -> None:
+        """Note at which point of the loop a call comes; at another than the last, no branch was served yet.
 
-        Raises:
-            RunError: a branch is called twice where the pipeline's scheduler has not moved on in between.
+        Args:
+            at: the point, where it is known; the same for all the calls of one step.
+            level: noise level of the call.
         """
-        if at is None:
-            return
-        if at != self.at:
-            self.at, self.served = at, set()
-        if branch in self.served:
-            raise RunError(
-                f"{module} was called twice in branch {branch!r} at one step of the scheduler, t={level:g}, "
-                "with the same conditioning. Latents that are sampled side by side need a cache each: put them in one "
-                'batch, name `model.cache_context("...")` after each, or leave the cache off'
+        if (at, level) != self.at:
+            self.at, self.served = (at, level), {}
+
+    def told_apart(
+        self, branch: str, x: Tensor, level: float, at: object, perturbs: bool
+    ) -> tuple[str, EngineReason | None]:
+        """Return the branch of a call, and why it is to be evaluated in full if it is one of several of that branch.
+
+        Args:
+            branch: as its name or its conditioning says.
+            x: ``(B, ...)`` its latent.
+            level: its noise level.
+            at: the point of the loop, ``None`` where a sampler may well come twice.
+            perturbs: whether the pipeline's guider changes the model for some passes of a step, after the plain ones.
+        """
+        before = self.served.get(branch)
+        if self.full:
+            return branch, EngineReason.SIDE_BY_SIDE
+        if before is None or self.pipeline_run is None or not self.engine.looks:
+            self.served[branch] = _Latent.of(x)
+            return branch, None
+        if not before.is_same(x):
+            if at is None:
+                self.served[branch] = _Latent.of(x)
+                return branch, None
+            # A cache for each is what they need, and nothing tells which is which: the first would lend to the second.
+            self.full = True
+            self.warn_once(
+                "side by side",
+                f"branch {branch!r} was called with another latent at the same step, t={level:g}: several latents go "
+                "through the run in turn, and all of it is evaluated. To cache them, put them in one batch, or name "
+                '`model.cache_context("...")` after each',
             )
-        self.served.add(branch)
+            return branch, EngineReason.SIDE_BY_SIDE
+        if perturbs:
+            return f"{branch}, perturbed", None
+        return f"{branch}, again", EngineReason.CALLED_AGAIN
+
+
+@frozen(eq=False)
+class _Latent:
+    """The latent of a call, as long as somebody else holds it."""
+
+    alive: weakref.ref[Tensor]
+    version: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Latent:
+        return cls(weakref.ref(x), version_of(x))
+
+    def is_same(self, x: Tensor) -> bool:
+        """Return whether a latent is this one, or has its values; waits for the device where it is another tensor."""
+        own = self.alive()
+        if own is None or self.version != version_of(own):
+            return False
+        return own is x or (own.shape == x.shape and own.dtype == x.dtype and torch.equal(own, x))
 
 
 class Binding:
@@ -186,8 +239,15 @@ class Binding:
         request = self.requests.current()
         try:
             x, t = self._signature.find(args, kwargs)
-            call = self._call(request, x, t, self._signature.conditioning(args, kwargs))
+            conditioning = self._signature.conditioning(args, kwargs)
+            if comes_with_memory(conditioning):
+                request.pass_by(host_time(t, x.shape[0]), self.hook.branch() or DEFAULT_BRANCH)
+                return function(*args, **kwargs)
+            call = self._call(request, x, t, conditioning)
+            before = request.run
             served = enter(request, call)
+            if request.run is not before:
+                request.branches.forget_but(call.branch)
             invocation = Invocation(function, args, kwargs, self._signature, x)
             output = self.site.serve(served, invocation)
             served.look(invocation)
@@ -227,17 +287,21 @@ class Binding:
     def _new_request(self) -> InPlaceRequest:
         return InPlaceRequest(self.choice)
 
-    def _call(self, request: InPlaceRequest, x: Tensor, t: object, conditioning: tuple[Any, ...]) -> Call:
+    def _call(self, request: InPlaceRequest, x: Tensor, t: object, conditioning: dict[str, Any]) -> Call:
         position = self.hook.position()
+        if position is None and self._clock is not None:
+            position = self._clock.guided_position()
         batch = x.shape[0]
         if not request.declared_by_caller:
             self._follow(request, t, batch, position)
         named = self.hook.branch()
         level, index, at = self._where(request, t, batch, position, named)
-        branch = request.branches.name(level, conditioning) if named is None else named
-        request.refuse_repetition(self.name, at, level, branch)
+        request.arrive(at, level)
+        branch = request.branches.name(conditioning, request.served) if named is None else named
+        perturbs = self._clock is not None and self._clock.perturbs
+        branch, full = request.told_apart(branch, x, level, at, perturbs)
         origin = 0 if request.declaration is not None else generator_of(1)
-        return Call(x, level, branch, True, (), index, lambda: self._copies(x, named), origin)
+        return Call(x, level, branch, True, conditioning, index, lambda: self._copies(x, named), origin, full)
 
     def _refuse_other_time(self, timesteps: Sequence[float]) -> None:
         """Refuse a scheduler that replaced the pipeline's since, if the substitute follows its time.
@@ -312,7 +376,7 @@ class Binding:
                 level = declaration.snap(level, rounding_of(t))
             return level, None if position is None or request.declared_by_caller else position.index, None
         index = self._clock.index(run, position)
-        doubtful = index == request.at and named in request.served
+        doubtful = request.at is not None and index == request.at[0] and named in request.served
         level = self._clock.level(run, index, t, batch, doubtful=doubtful)
         if run.given is None:
             return level, 0 if index is None else index, index

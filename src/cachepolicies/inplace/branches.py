@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from attrs import define, field
 
-from cachepolicies.base.errors import RunError
-from cachepolicies.engine.conditioning import differs, same_objects, weakly
+from cachepolicies.engine.conditioning import Conditioned, differs, same_objects, text_of
 
 _MOST = 8
-"""More branches than any guidance has: the conditioning is not what tells them apart."""
+"""More branches than any guidance has; of more, those that were not called for the longest time are forgotten."""
 
 
 @define(eq=False)
 class _Known:
     name: str
-    conditioning: tuple[Any, ...]
-    steady: bool = False
+    conditioned: Conditioned
+    call: int
 
 
 @define(eq=False)
@@ -25,57 +25,55 @@ class BranchRecogniser:
     """Names the branches of one run by their conditioning.
 
     A pipeline hands the same prompt embeddings to every call of a branch, whatever their order, and whether or not a
-    branch is left out at some steps. A conditioning that was not seen before is a branch of its own, with nothing to
-    reuse. Where the conditioning of an only branch changes from step to step (a ControlNet's features, say), it cannot
-    tell branches apart; then there must be one call a step.
+    branch is left out at some steps. Where other arguments differ from step to step (a ControlNet's features under
+    another name, say), the text tells: it is the branch with that text which was not called at this step yet. That its
+    conditioning changed is then seen by the engine, which evaluates. So it is where there was one branch and another
+    text comes first at a step. Any other conditioning with another text is a branch of its own, with nothing to reuse.
     """
 
     _known: list[_Known] = field(factory=list)
-    _t: float | None = None
-    _varies: bool = False
-    _strangers: int = 0
+    _calls: int = 0
+    _named: int = 0
 
-    def name(self, t: float, conditioning: tuple[Any, ...]) -> str:
+    def name(self, conditioning: Mapping[str, Any], served: Collection[str]) -> str:
         """Return the name of the branch of a call.
 
         Args:
-            t: noise level of the call.
-            conditioning: every argument but x and t; only weak references to its tensors are kept.
-
-        Raises:
-            RunError: the conditioning varies from step to step, and there are several calls at one t.
+            conditioning: every argument but x and t by name; none of its tensors is kept.
+            served: branches that were called at this step before.
         """
-        again, self._t = t == self._t, t
-        if self._varies:
-            if again:
-                raise RunError(
-                    f"the model was called again at t={t:g}, and its conditioning changes at every step, so that "
-                    'guidance branches cannot be told apart; name them: `with model.cache_context("cond"):` around '
-                    'the call, and "uncond"'
-                )
-            return self._known[0].name
+        self._calls += 1
+        known = self._recognised(conditioning, served)
+        if known is None:
+            self._named += 1
+            known = _Known(f"branch {self._named}", Conditioned.of(conditioning), self._calls)
+            if len(self._known) == _MOST:
+                self._known.remove(min(self._known, key=lambda each: each.call))
+            self._known.append(known)
+        else:
+            known.conditioned.note(conditioning)
+        known.call = self._calls
+        return known.name
+
+    def forget_but(self, name: str) -> None:
+        """Forget every branch but one: another run has begun with it."""
+        self._known = [known for known in self._known if known.name == name]
+
+    def _recognised(self, conditioning: Mapping[str, Any], served: Collection[str]) -> _Known | None:
         # By identity first: it costs nothing, while comparing values waits for the device.
-        for alike in (same_objects, _same_values):
-            for known in self._known:
-                if alike(known.conditioning, conditioning):
-                    known.steady = known.steady or not again
-                    known.conditioning = weakly(conditioning)
-                    self._strangers = 0
-                    return known.name
-        if not again and self._known and not any(known.steady for known in self._known):
-            self._strangers += 1
-            if self._strangers > 1:
-                self._varies = True
-                return self._known[0].name
-        if len(self._known) == _MOST:
-            raise RunError(
-                f"more than {_MOST} different conditionings in one run; name the branches with "
-                '`with model.cache_context("cond"):`'
-            )
-        name = f"branch {len(self._known) + 1}"
-        self._known.append(_Known(name, weakly(conditioning)))
-        return name
+        found = self._first(lambda known: same_objects(known.conditioned.kept, conditioning))
+        found = found or self._first(lambda known: not known.conditioned.changes(conditioning))
+        if found is not None:
+            return found
+        text = text_of(conditioning)
+        waiting = [
+            known
+            for known in self._known
+            if known.name not in served and not differs(text_of(known.conditioned.kept), text)
+        ]
+        if not waiting and not served:
+            waiting = self._known
+        return waiting[0] if len(waiting) == 1 else None
 
-
-def _same_values(known: tuple[Any, ...], conditioning: tuple[Any, ...]) -> bool:
-    return not differs(known, conditioning)
+    def _first(self, matches: Callable[[_Known], bool]) -> _Known | None:
+        return next((known for known in self._known if matches(known)), None)

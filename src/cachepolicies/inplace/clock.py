@@ -83,12 +83,14 @@ class PipelineClock:
         form: how the model's pipelines usually write the noise level.
         guidance: returns whether the pipeline says that it guides now; anything else than a bool: it does not say.
         scale: returns how strongly it guides, ``None`` where it does not say.
+        guider: returns the guider of a modular pipeline, ``None`` where there is none.
     """
 
     scheduler: Callable[[], Any]
     form: Clock = "timestep"
     guidance: Callable[[], Any] = lambda: None
     scale: Callable[[], float | None] = lambda: None
+    guider: Callable[[], Any] = lambda: None
     _latest: PipelineRun | None = None
 
     @property
@@ -96,6 +98,17 @@ class PipelineClock:
         """Whether the pipeline guides, ``None`` where it does not say."""
         said = self.guidance()
         return said if isinstance(said, bool) else None
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether a guider says which passes a step has: the plain ones first, then those with the model changed."""
+        return isinstance(getattr(self.guider(), "_step", None), int)
+
+    def guided_position(self) -> Position | None:
+        """Return where a modular pipeline's guider says that its loop is, ``None`` where there is none."""
+        guider = self.guider()
+        index, count = getattr(guider, "_step", None), getattr(guider, "_num_inference_steps", None)
+        return Position(index, count) if isinstance(index, int) and isinstance(count, int) else None
 
     @property
     def latest(self) -> PipelineRun | None:

@@ -272,6 +272,7 @@ def _clock(pipeline: Any) -> PipelineClock:
         lambda: getattr(owner(), "scheduler", None),
         guidance=lambda: getattr(owner(), "do_classifier_free_guidance", None),
         scale=lambda: _number(getattr(owner(), "guidance_scale", None)),
+        guider=lambda: getattr(owner(), "guider", None),
     )
 
 

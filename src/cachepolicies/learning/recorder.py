@@ -104,7 +104,7 @@ class RunRecorder(Watch):
         elif seen and not step.t < seen[-1].t:
             self._wrong = f"t rises from {seen[-1].t:g} to {step.t:g}"
         else:
-            rows = _recorded_rows(step.run)
+            rows = recorded_rows(step.run)
             if self._latents is None or self._outputs is None:
                 self._latents, self._outputs = (Projection(values[0].numel()) for values in (step.x, output))
             seen.append(_Seen(step.t, self._latents(step.x[rows]), self._outputs(output[rows])))
@@ -131,16 +131,15 @@ class RunRecorder(Watch):
         outputs = self._guided([[each.output for each in seen] for seen in self._seen.values()])
         latents = [[each.x for each in seen] for seen in self._seen.values()]
         samples = min(self._info.decisions, MOST_SAMPLES)
-        self.done(
-            RecordedRun(
-                self._info,
-                tuple(each.t for each in first),
-                tuple(self._seen),
-                tables_of(latents, samples, self._latents.length),
-                tables_of(outputs, samples, self._outputs.length),
-                self._curves(),
-            )
+        run = RecordedRun(
+            self._info,
+            tuple(each.t for each in first),
+            tuple(self._seen),
+            tables_of(latents, samples, self._latents.length),
+            tables_of(outputs, samples, self._outputs.length),
+            self._curves(),
         )
+        self.done(self.recorded(run))
 
     def _guided(self, outputs: list[list[Tensor]]) -> list[list[Tensor]]:
         """Return the outputs of two passes as the sampler combines them; as they are where there are others.
@@ -160,6 +159,10 @@ class RunRecorder(Watch):
             halves = [each.chunk(_PASSES) for each in outputs[0]]
             return [[u + scale * (c - u) for u, c in halves]]
         return outputs
+
+    def recorded(self, run: RecordedRun) -> RecordedRun:
+        """Return the run as it is handed on; another recorder may add to it."""
+        return run
 
     def _curves(self) -> Mapping[str, NDArray[np.float64]]:
         """Return what else was measured; nothing."""
@@ -205,7 +208,7 @@ def tables_of(steps: Sequence[Sequence[Tensor]], samples: int, entries: int) -> 
     return np.ascontiguousarray(found)
 
 
-def _recorded_rows(run: RunInfo) -> list[int]:
+def recorded_rows(run: RunInfo) -> list[int]:
     """Return the rows of the first samples, copy by copy."""
     chosen = range(min(run.decisions, MOST_SAMPLES))
     if run.decisions == 1:  # the whole batch decides as one, and is one sample

@@ -31,7 +31,7 @@ from cachepolicies.sites.flops import CountedFlops, can_count
 Mode = Literal["ask", "capture", "replace"]
 
 
-class RowsDifferError(Exception):
+class RowsDiffer(BaseException):
     """Breaks a forward off at the site: the samples of its batch go on differently. Never leaves this package."""
 
 
@@ -78,6 +78,7 @@ class ForwardPass:
         fresh: ``(rows, ...)`` what was evaluated, after mode ``"capture"``.
         entered: whether the forward has reached the site.
         left: whether it has left it.
+        parted: whether the forward was broken off there, because the samples differ.
     """
 
     mode: Mode
@@ -86,6 +87,7 @@ class ForwardPass:
     fresh: Tensor | None = None
     entered: bool = False
     left: bool = False
+    parted: bool = False
 
 
 class InsideSite(ResolvedSite):
@@ -165,7 +167,7 @@ class InsideSite(ResolvedSite):
 
         Raises:
             RunError: it was here before in this call.
-            RowsDifferError: the samples of the batch are treated differently.
+            RowsDiffer: the samples of the batch are treated differently.
         """
         now = self._pass
         if now.entered:
@@ -186,7 +188,8 @@ class InsideSite(ResolvedSite):
         elif wanted.rows is None and not wanted.audit:
             self._turn("capture", None)
         else:
-            raise RowsDifferError
+            now.parted = True
+            raise RowsDiffer
 
     def leave(self, fresh: Tensor | None) -> None:
         """Note that the forward has left the site, with what was evaluated there (``None`` where it was replaced)."""
@@ -240,7 +243,9 @@ class InsideSite(ResolvedSite):
         self._begin("ask", invocation.batch)
         try:
             output = invocation.run(None)
-        except RowsDifferError:
+        except RowsDiffer:
+            return self._in_parts(exchange, invocation)
+        if self._pass.parted:  # the model has swallowed it
             return self._in_parts(exchange, invocation)
         self._check_left()
         if self._pass.mode == "capture":
@@ -251,6 +256,9 @@ class InsideSite(ResolvedSite):
 
     def _in_parts(self, exchange: PlaceExchange, invocation: Invocation) -> Any:
         """Call the denoiser on the rows that are wanted, then on those that are reused; put the outputs together."""
+        served = exchange.served
+        if served.call.x is not served.given:  # the model may have written on the latent before it was broken off
+            invocation = invocation.with_latent(served.call.x.clone())
         batch = invocation.batch
         everyone = tuple(range(batch))
         parts: list[tuple[tuple[int, ...], Any]] = []
@@ -262,8 +270,8 @@ class InsideSite(ResolvedSite):
             exchange.answer(self._captured())
             if not wanted.audit:
                 parts.append((rows, output))
-        served = {row for rows, _ in parts for row in rows}
-        rest = tuple(row for row in everyone if row not in served)
+        done = {row for rows, _ in parts for row in rows}
+        rest = tuple(row for row in everyone if row not in done)
         if rest:
             result = exchange.result
             if result is None:

@@ -69,11 +69,15 @@ class CountedFlops(TorchDispatchMode):
 
     Attributes:
         total: floating-point operations so far.
+        whole: whether every operation could be looked at.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self.whole = True
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -82,6 +86,9 @@ class CountedFlops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation as it is, and add what it costs."""
+        if not hasattr(func, "overloadpacket"):  # an operator that takes functions: flex attention, control flow
+            self.whole = False
+            return func(*args, **(kwargs or {}))
         if func.overloadpacket in _TAKEN_APART:
             with self:
                 return func.decompose(*args, **(kwargs or {}))

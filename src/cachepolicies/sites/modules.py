@@ -235,7 +235,9 @@ class ModulesSite(ResolvedSite):
         with CountedFlops() as counter:
             now.counter = counter
             yield
-        if counter.total:
+        if not counter.whole:
+            self._countable = False
+        elif counter.total:
             self._shares.update({place: counted / counter.total for place, counted in now.counted.items()})
 
 

@@ -167,7 +167,7 @@ class BenchRun:
     def _serve(self, x: Tensor, t: float, branch: str, *, labelled: bool) -> None:
         bench, around = self.bench, self.bench.around
         engine = bench.engine
-        served = enter(self._request, Call(x, t, branch, labelled, ()))
+        served = enter(self._request, Call(x, t, branch, labelled, {}))
         names = engine.signals if bench.exact else around.signals.keys() | engine.signals
         for number, place in enumerate(bench.places):
             if place not in bench.reached:

@@ -26,8 +26,9 @@ from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute
-from cachepolicies.engine.call import Call, Declaration
+from cachepolicies.engine.call import DEFAULT_BRANCH, Call, Declaration
 from cachepolicies.engine.choice import Choice
+from cachepolicies.engine.conditioning import comes_with_memory
 from cachepolicies.engine.engine import enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
@@ -38,8 +39,6 @@ from cachepolicies.profiles.match import check_profile
 from cachepolicies.profiles.schema import Profile
 from cachepolicies.schedulers.conventions import Convention, as_convention
 from cachepolicies.schedulers.resolve import as_scheduler
-
-DEFAULT_BRANCH = "default"
 
 
 class CachedDenoiser(RunAwareDenoiser):
@@ -324,6 +323,10 @@ class CachedDenoiser(RunAwareDenoiser):
         except BaseException:
             request.reset()
             raise
+        conditioning = self._signature.conditioning(args, kwargs)
+        if comes_with_memory(conditioning):
+            request.pass_by(level, name or DEFAULT_BRANCH)
+            return self.model(*args, **kwargs)
         if self._recounts:
             level = self.convention.level(level)
         if declaration is not None:
@@ -333,7 +336,7 @@ class CachedDenoiser(RunAwareDenoiser):
             level,
             name or DEFAULT_BRANCH,
             name is not None,
-            self._signature.conditioning(args, kwargs),
+            conditioning,
             origin=generator_of(2) if declaration is None else 0,
         )
         served = enter(request, call)
