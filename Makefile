@@ -7,12 +7,13 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage stateful changelog docs bench bench-budgets bench-peers bench-peers-short bench-plans study train clean
+.PHONY: help demo test lint coverage mutated stateful changelog docs bench bench-budgets bench-peers bench-peers-short bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
 	@echo "make test   lint, then the test suite"
 	@echo "make lint   ruff check, ruff format --check, mypy --strict, and that imports run one way"
+	@echo "make mutated  10 000 damaged profiles and plans: each read or refused, in a second and 200 MB (minutes)"
 	@echo "make stateful  3000 generations in flight at once, each compared with the same alone (minutes)"
 	@echo "make coverage  the test suite with the lines and branches that it does not reach"
 	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
@@ -55,6 +56,9 @@ lint: $(INSTALLED)
 coverage: $(INSTALLED)
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage report
+
+mutated: $(INSTALLED)
+	$(BIN)/python bench/mutated.py 10000
 
 stateful: $(INSTALLED)
 	CACHEPOLICIES_GENERATIONS=3000 $(BIN)/python -m pytest tests/test_stateful.py

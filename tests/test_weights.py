@@ -482,7 +482,7 @@ def test_timesteps_are_needed(made):
 
 
 def test_a_bound_that_overflows_is_an_error(made):
-    steep = attrs.evolve(made, curves={"alpha_x": Curve(made.timesteps, np.full((STEPS, 1), 1e250))})
+    steep = attrs.evolve(made, curves={"alpha_x": Curve(made.timesteps, np.full((STEPS, 1), 1e99))})
     with pytest.raises(ProfileError, match=r"profile 'p': the bound weight of step 0, t = 1000, is inf; use other"):
         step_weights(steep, "bound")
 

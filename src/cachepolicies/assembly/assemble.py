@@ -16,6 +16,7 @@ from cachepolicies.assembly.by_run import ByRun
 from cachepolicies.assembly.default import Recipe
 from cachepolicies.base.budget import HALF, Budget
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
+from cachepolicies.base.parallel import context_parallel, why_not_parallel
 from cachepolicies.base.sources import memory_of
 from cachepolicies.contracts.adapter import Adapter
 from cachepolicies.contracts.policy import CachePolicy, PolicySettings
@@ -205,7 +206,12 @@ def _engine(
     check_needs(resolved, substitute, setup)
     if resolved.reuses and setup.network is not None:
         _refuse_memory(setup.network)
-    return Engine(resolved, substitute, setup.profile, settings, site.parts_rows, site.shares, notes, warned, watch)
+        ranks = context_parallel(setup.network)
+        if ranks > 1:
+            raise SettingsError(why_not_parallel(setup.network, ranks))
+    return Engine(
+        resolved, substitute, setup.profile, settings, site.parts_rows, site.shares, notes, warned, watch, setup.network
+    )
 
 
 def _refuse_memory(network: nn.Module) -> None:

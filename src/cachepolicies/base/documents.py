@@ -13,7 +13,8 @@ import attrs
 import cattrs
 from attrs import frozen
 
-from cachepolicies.base.files import write_atomically
+from cachepolicies.base.files import check_writable, read_file, write_atomically
+from cachepolicies.base.settings import shown
 
 T = TypeVar("T")
 
@@ -44,12 +45,16 @@ class DocumentFormat:
         """Return the path of a file to write; its folder is created.
 
         Raises:
-            Exception: ``error``, for another suffix than ``.json``.
+            Exception: ``error``, for another suffix than ``.json``, or where nothing can be written.
         """
         target = Path(path)
         if target.suffix != ".json":
             raise self.error(f"{target}: a {self.noun} is a .json file; save it as {target.name + '.json'!r}")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            check_writable(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.error(f"{target} cannot be written ({error}); choose another place") from error
         return target
 
     def write(self, document: dict[str, Any], target: Path) -> None:
@@ -75,7 +80,7 @@ class DocumentFormat:
             Exception: ``error``: the file is missing, cannot be read, or holds no JSON object.
         """
         try:
-            raw = json.loads(source.read_bytes())
+            raw = json.loads(read_file(source), object_pairs_hook=_once_each, parse_int=_integer)
         except FileNotFoundError as error:
             raise self.error(f"no such file; check the path, or {self.remedy}") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -85,6 +90,9 @@ class DocumentFormat:
                 f"not valid JSON at line {error.lineno} ({error.msg}): truncated or damaged; fetch or copy it again, "
                 f"or {self.remedy}"
             ) from error
+        except (_DamagedError, RecursionError) as error:
+            why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise self.error(f"not valid: {why}; {self.remedy}") from error
         if not isinstance(raw, dict):
             raise self.error(f"holds a {type(raw).__name__}, not an object; {self.remedy}")
         return raw
@@ -142,6 +150,29 @@ class DocumentFormat:
             raise self.error(f"{'; '.join(problems)}; {self.remedy}") from error
 
 
+class _DamagedError(Exception):
+    """JSON that Python would read, and nobody wrote."""
+
+
+_MOST_DIGITS = 20
+"""Of an integer: more than 64 bits have."""
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _DamagedError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise _DamagedError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
 def strict_converter(error: type[Exception]) -> cattrs.Converter:
     """Return a converter that converts nothing: cattrs by itself would read "8" and 8.7 as the integer 8.
 
@@ -173,7 +204,7 @@ def _problem(error: BaseException, _type: type | None) -> str:
 def _strict(kind: type, accepted: tuple[type, ...], refusal: type[Exception]) -> Any:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, accepted) or isinstance(value, bool):
-            raise refusal(f"{value!r} is a {type(value).__name__}, expected {kind.__name__}")
+            raise refusal(f"{shown(value)} is a {type(value).__name__}, expected {kind.__name__}")
         return kind(value)
 
     return structure

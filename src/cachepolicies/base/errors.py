@@ -5,9 +5,35 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_CHARACTERS = 2000
+"""Longest message; of a longer one the middle is left out."""
+
+
+def readable(message: object) -> str:
+    """Return a message such that a terminal only shows it: short, and without characters that it would obey.
+
+    Names, files and texts of strangers stand in messages. Control characters, and those that turn the direction of
+    writing, are written as their escapes; line breaks and tabs stay.
+    """
+    text = str(message)
+    if len(text) > MOST_CHARACTERS:
+        kept = MOST_CHARACTERS * 3 // 4, MOST_CHARACTERS // 5
+        text = f"{text[: kept[0]]} ... ({len(text) - sum(kept)} characters left out) ... {text[-kept[1] :]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Return a text with the characters that a terminal would obey written as their escapes; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+
 
 class CachePoliciesError(Exception):
     """Base of every error that this library raises on purpose."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(readable(message))
 
 
 class InputError(CachePoliciesError, ValueError):
@@ -44,6 +70,9 @@ class UnknownNameError(CachePoliciesError, LookupError):
 
 class CacheWarning(UserWarning):
     """Something worth knowing about a run, for example that nothing was reused."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(readable(message))
 
 
 def nearest_match_hint(name: str, known: Iterable[str]) -> str:

@@ -73,9 +73,11 @@ def _is_self(node: ast.expr) -> bool:
 
 def _forward(kind: Any) -> tuple[ast.AST, ...]:
     """Return the nodes of a class's forward, without those of functions inside of it; none where there is no source."""
-    forward = inspect.unwrap(kind.forward)
+    forward = inspect.getattr_static(kind, "forward", None)
+    if not inspect.isfunction(forward):  # one of TorchScript's, say
+        return ()
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
     except (OSError, TypeError, SyntaxError):  # compiled, made at run time, or a lambda on a line of its own
         return ()
     function = tree.body[0]

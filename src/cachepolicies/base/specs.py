@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.settings import shown
 
 NAME_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 """What a registered name looks like: it starts with a letter and contains no ``:``, ``,``, ``=`` or space."""
@@ -99,7 +100,11 @@ def _value(spec: str, key: str, text: str, nests: bool) -> Any:
             _check_nested(spec, key, text)
             return text
         if _BARE_WORD.fullmatch(text) is None:
-            _refuse_spec(spec, f"the value of {key!r}, {text!r}, is neither a Python literal nor a bare word", error)
+            _refuse_spec(
+                spec,
+                f"the value of {shown(key)}, {shown(text, 200)}, is neither a Python literal nor a bare word",
+                error,
+            )
     return text
 
 
@@ -144,7 +149,7 @@ def _split(spec: str, text: str) -> list[str]:
 
 def _refuse_spec(spec: str, reason: str, cause: BaseException | None = None) -> NoReturn:
     raise SettingsError(
-        f"malformed spec {spec!r}: {reason}; expected 'name' or 'name:key=value,key=value', "
+        f"malformed spec {shown(spec, 300)}: {reason}; expected 'name' or 'name:key=value,key=value', "
         "for example 'sencache:epsilon=0.1,max_reuse=3' (text with commas or spaces, or a spec with several settings, "
         "in quotes)"
     ) from cause

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.files import check_writable
 from cachepolicies.comparison.workload import Workload, load_workload
 
 Target = Annotated[
@@ -71,3 +73,21 @@ def seeds_from(first: int, count: int, what: str) -> range:
     if first < 0:
         raise SettingsError(f"the first seed must be at least 0, got {first}")
     return range(first, first + count)
+
+
+def check_place(out: Path, noun: str | None = None) -> None:
+    """Check that a file can be written at the place of ``--out``, before anything is computed for it.
+
+    Args:
+        out: the file, or the folder where there is no noun.
+        noun: what the file is, a .json one.
+
+    Raises:
+        SettingsError: it has another suffix, or can be written by nobody, or not by this user.
+    """
+    if noun is not None and out.suffix != ".json":
+        raise SettingsError(f"--out {out}: a {noun} is a .json file; save it as {out.name + '.json'!r}")
+    try:
+        check_writable(out if noun is not None else out / "report.html")
+    except OSError as error:
+        raise SettingsError(f"--out {out} cannot be written ({error}); choose another place") from error

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cachepolicies.base.errors import ProfileError, SettingsError
-from cachepolicies.cli._options import AsJson, MaybeTarget, Options, seeds_from, workload_of
+from cachepolicies.base.errors import SettingsError
+from cachepolicies.cli._options import AsJson, MaybeTarget, Options, check_place, seeds_from, workload_of
 from cachepolicies.cli._pipeline import calibrated_pipeline
 from cachepolicies.cli._trials import FURTHER, try_and_save
 from cachepolicies.profiles.schema import Trajectory
@@ -66,7 +66,8 @@ def calibrate(
     from cachepolicies.profiles.io import profile_as_json, save_profile
     from cachepolicies.profiles.summary import summarise
 
-    if out.suffix == ".json" and pipeline is not None:
+    check_place(out, "profile")
+    if pipeline is not None:
         if workload is not None or prompts is None or steps is None:
             raise SettingsError("--pipeline goes with --prompts and --steps, and without a workload")
         made = calibrated_pipeline(pipeline, prompts, steps, out, checkpoint, device, _stride(weights), option, notes)
@@ -79,8 +80,6 @@ def calibrate(
         return
     if workload is None:
         raise SettingsError("give a workload, MODULE:FUNCTION, or --pipeline with --prompts and --steps")
-    if out.suffix != ".json":
-        raise ProfileError(f"--out {out}: a profile is a .json file; save it as {out.name + '.json'!r}")
     stride = _stride(weights)
     seeds = seeds_from(seed, samples, "--samples")
     given = workload_of(workload, option)

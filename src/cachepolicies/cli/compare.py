@@ -11,7 +11,7 @@ import typer
 from cachepolicies.base.errors import SettingsError
 from cachepolicies.cli._candidates import candidate_of, fields_of
 from cachepolicies.cli._complete import policy_names, profile_names, site_names, substitute_names
-from cachepolicies.cli._options import AsJson, Options, Target, seeds_from, workload_of
+from cachepolicies.cli._options import AsJson, Options, Target, check_place, seeds_from, workload_of
 from cachepolicies.profiles.load import load_profile
 
 FAILED = 1
@@ -86,6 +86,8 @@ def compare(
     )
     if not given_fields:
         raise SettingsError("compare: give at least one policy, for example --policy uniform:every=2, or a candidate")
+    if out is not None:
+        check_place(out)
     profiles = {name: load_profile(name) for name in {each["profile"] for each in given_fields if "profile" in each}}
     # here, not at the top: listing the policies must not wait for them
     from rich.console import Console

@@ -9,7 +9,7 @@ import typer
 
 from cachepolicies.base.budget import as_budget
 from cachepolicies.base.errors import SettingsError
-from cachepolicies.cli._options import AsJson
+from cachepolicies.cli._options import AsJson, check_place
 
 if TYPE_CHECKING:
     from cachepolicies.planning.plan_record import Plan
@@ -81,8 +81,8 @@ def plan(
     from cachepolicies.planning.plot import plot_plan
     from cachepolicies.planning.summary import summarise_plan
 
-    if out is not None and out.suffix != ".json":
-        raise SettingsError(f"--out {out}: a plan is a .json file; save it as {out.name + '.json'!r}")
+    if out is not None:
+        check_place(out, "plan")
     if (refine is None) != (workload is None):
         raise SettingsError("--refine and --workload belong together; give both or none")
     words: dict[str, Any] = {"errors": errors, "weights": weights, "shape": shape}  # checked where they are used

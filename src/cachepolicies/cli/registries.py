@@ -9,10 +9,9 @@ from typing import Any
 
 import typer
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from cachepolicies.base.console import wide_console
+from cachepolicies.base.console import PlainTable, wide_console
 from cachepolicies.base.errors import CacheWarning
 from cachepolicies.cli._options import AsJson
 from cachepolicies.registry.load import PluginFailure, Plugins, load_plugins
@@ -62,7 +61,7 @@ def _print_entries(title: str, registry: Registry[Any], failures: tuple[PluginFa
     if as_json:
         typer.echo(json.dumps(_entries_as_dict(title, registry, failures), indent=2))
         return
-    table = Table(box=box.SIMPLE_HEAD)
+    table = PlainTable(box=box.SIMPLE_HEAD)
     for column in ("name", "distribution", "version"):
         table.add_column(column, no_wrap=True)
     table.add_column("summary")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from cachepolicies.base.console import PlainTable
 from cachepolicies.comparison._extras import check_installed
 from cachepolicies.comparison.verdict import verdict_of
 from cachepolicies.engine.trace import Trace
@@ -233,7 +234,7 @@ class Comparison:
 
     def table(self) -> Table:
         """Return the results as a rich table."""
-        table = Table(title=f"{self.name}: {len(self.seeds)} samples", box=box.SIMPLE_HEAD, title_justify="left")
+        table = PlainTable(title=f"{self.name}: {len(self.seeds)} samples", box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("sampled with", overflow="fold")
         headings = ("NFE", "reused", "work", "seconds", "speed-up", "of ideal", "PSNR dB", "worst", "unstable", "SSIM")
         for heading in (*headings, *self.score_names):

@@ -51,6 +51,9 @@ class EngineReason(Reason):
     CALLED_AGAIN = "the same call again"
     """One latent with one conditioning came twice at one step: what differs is inside of the model."""
 
+    STEPS_REJECTED = "the solver rejects steps"
+    """A solver that controls its error goes back and tries a smaller step; it has to see the model as it is."""
+
     WRITES_MEMORY = "the call writes a memory"
     """Its blocks keep keys and values that later calls read."""
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from attrs import define, evolve, field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
+from cachepolicies.base.errors import RunError
+from cachepolicies.base.parallel import context_parallel, why_not_parallel
 from cachepolicies.contracts.policy import CachePolicy
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Context, Substitute
@@ -45,6 +47,7 @@ class Engine:
         notes: returns what to say in the trace of a run that begins.
         warned: kinds of the warnings that were given; each is given once, whichever request it is about.
         watch: looks on at one run, ``None`` for nobody; an engine with a watch serves that run only.
+        network: the module inside of the denoiser, where it is known.
         reuses: whether the policy ever does; if not, nothing is remembered and no tensor looked at.
         signals: names of those that policy or substitute declare.
         looks: whether latents are looked at: something may be reused, or somebody looks on.
@@ -61,6 +64,7 @@ class Engine:
     notes: Callable[[RunInfo], Sequence[str]] = _no_notes
     warned: set[str] = field(factory=set, repr=False)
     watch: Watch | None = field(default=None, repr=False)
+    network: nn.Module | None = field(default=None, repr=False)
     # Asked at every call, and the same at every call.
     reuses: bool = field(init=False, repr=False)
     signals: frozenset[str] = field(init=False, repr=False)
@@ -118,18 +122,34 @@ def enter(request: Request, call: Call) -> ServedCall:
         InputError, RunError, NeedsError: see `Request.enter`. Nothing of the run is remembered then.
     """
     try:
+        _refuse_parallel(request)
         run, maxima = request.enter(call)
         if request.engine.looks:
             run.note_conditioning(call)
     except BaseException:
         request.reset()
         raise
+    if run.full is not None and call.full is None:
+        call = evolve(call, full=run.full)
     index = run.index(call)
     given, version = call.x, version_of(call.x)
     if request.engine.looks and run.writes_input is not False and not given.requires_grad:
         # The model may write on what it is handed; policies look at the latent after it has run, and keep it.
         call = evolve(call, x=given.clone())
     return ServedCall(request.engine, request, run, call, maxima, index, request.next_call(), given, version)
+
+
+def _refuse_parallel(request: Request) -> None:
+    """Refuse a network that was made parallel after it was enabled.
+
+    Raises:
+        RunError: it was, and the policy reuses.
+    """
+    engine = request.engine
+    if engine.network is not None and engine.reuses:
+        ranks = context_parallel(engine.network)
+        if ranks > 1:
+            raise RunError(why_not_parallel(engine.network, ranks))
 
 
 @define(eq=False)

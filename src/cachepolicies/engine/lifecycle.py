@@ -25,7 +25,7 @@ FEW_STEPS = 5
 """Runs shorter than this have too few steps to gain from reuse."""
 
 
-_TOLD = (EngineReason.SIDE_BY_SIDE, EngineReason.WRITES_MEMORY)
+_TOLD = (EngineReason.SIDE_BY_SIDE, EngineReason.WRITES_MEMORY, EngineReason.STEPS_REJECTED)
 """Reasons for evaluating all of a run of which was warned by themselves."""
 
 _AS_ONE = "the site has several places in a call: the samples of a batch decide as one"
@@ -115,6 +115,9 @@ class Request:
                 maxima = RowMaxima(call.x)
                 run.refuse_unlabelled_branches(call, maxima.values)
             restart = run.restart_cause(call)
+            if restart is not None and restart[0] is RestartCause.T_WENT_BACK and run.is_rejection(call.t):
+                self._see_as_it_is(run, call)
+                restart = None
             if restart is None:
                 if self.declaration is None:
                     check_origin(run, call)
@@ -152,6 +155,16 @@ class Request:
         """Return the number of a new call in its run."""
         self.calls += 1
         return self.calls - 1
+
+    def _see_as_it_is(self, run: Run, call: Call) -> None:
+        """Evaluate the rest of a run whose solver controls its error."""
+        run.full = EngineReason.STEPS_REJECTED
+        if self.policy.reuses:
+            self.warn_once(
+                "steps rejected",
+                f"t went back from {run.last_t:g} to {call.t:g} within a step: a solver that controls its error has to "
+                "see the model as it is, and the rest of the run is evaluated. Use fixed steps to gain from a cache",
+            )
 
     def pass_by(self, t: float, branch: str) -> None:
         """Note a call that is handed a memory of keys and values: it runs as it is, and nothing of it is remembered.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from cachepolicies.contracts.step import RunInfo
 from cachepolicies.engine.call import Call, Declaration
 from cachepolicies.engine.conditioning import Conditioned, differs
 from cachepolicies.engine.memory import Key, Memory
+
+_STAGES = 7
+"""Evaluations within one step of the widest solvers that control their error, of orders 4 and 5."""
 
 _CHURN = 2.0**0.5 * (1.0 + 1e-6)
 """The most that noise added before a step raises its level by, with some room for rounding."""
@@ -84,6 +88,7 @@ class Run:
         last_t: noise level of the last call.
         points: decisions so far.
         writes_input: whether the model writes on its latent; ``None`` before the first call is over.
+        full: why the rest of the run is evaluated and not remembered, ``None`` where it is not.
         expected: whether the timesteps were not declared but expected, and the run has kept to them so far.
     """
 
@@ -98,8 +103,10 @@ class Run:
     last_t: float = 0.0
     points: int = 0
     writes_input: bool | None = None
+    full: EngineReason | None = None
     expected: bool = False
     _at: int = 0
+    _recent: deque[float] = field(factory=lambda: deque(maxlen=_STAGES))
 
     def as_expected(self, t: float) -> bool:
         """Return whether a call at t is at the step of the last call or at the one after it."""
@@ -122,13 +129,28 @@ class Run:
         if x.shape != info.shape or x.dtype != info.dtype or x.device != info.device:
             cause = RestartCause.SHAPE_CHANGED
             return cause, cause.text
-        if call.full is not None:
+        if call.full is not None or (self.full is not None and not self._begins_again(call.t)):
             return None  # nothing tells its steps from those of another
         if info.direction * (call.t - self.last_t) < 0 and not self.is_churned(call.t):
             return RestartCause.T_WENT_BACK, f"t went back from {self.last_t:g} to {call.t:g}"
         if call.t == info.first_t and call.branch in self.last_calls:
             return RestartCause.FIRST_T_AGAIN, f"branch {call.branch!r} was called again at the first t, {call.t:g}"
         return None
+
+    def _begins_again(self, t: float) -> bool:
+        return self.info.direction * (t - self.info.first_t) <= 0
+
+    def is_rejection(self, t: float) -> bool:
+        """Return whether a solver goes back to try a step again: within its last step, to a level not declared.
+
+        A solver that controls its error evaluates at several levels within a step (Runge-Kutta), and rejects those
+        whose estimated error is too large. One that begins anew goes back further, or to where it began.
+        """
+        steps = self.info.timesteps
+        if self.expected or (steps is not None and t in steps) or self._begins_again(t):
+            return False
+        farthest = self._recent[0] if self._recent else self.info.first_t
+        return steps is not None or self.info.direction * (t - farthest) >= 0
 
     def is_churned(self, t: float) -> bool:
         """Return whether a sampler has added noise before a step, so that its level is somewhat above the last one's.
@@ -178,6 +200,7 @@ class Run:
     def note_call(self, call: Call, maxima: Tensor | None) -> None:
         """Note that the call was served."""
         self.last_t = call.t
+        self._recent.append(call.t)
         told = maxima is None or call.labelled or not call.conditioning
         self.last_calls[call.branch] = LastCall(call.t, None if maxima is None or told else _mark(call, maxima))
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cachepolicies.base.console import PlainTable
 from cachepolicies.contracts.reasons import Reason
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ class Trace:
 
     def table(self) -> Table:
         """Return the calls as a rich table: ``#`` marks an evaluated sample, ``.`` a reused one."""
-        table = Table(title=self.summary(), caption=Text("\n".join(self.notes)), caption_justify="left")
+        table = PlainTable(title=self.summary(), caption=Text("\n".join(self.notes)), caption_justify="left")
         several = self.places != ("",)
         headings = ["call", "step", "t", "branch", *(["place"] if several else []), "samples", "score", "tolerance"]
         for heading in (*headings, "order", "clipped", "reason", "true error"):

@@ -37,6 +37,12 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
         self._contexts = _ContextsOfThreads()
         self.new_forward = apart(self._call)
 
+    def release(self) -> None:
+        """Forget whom it serves: it was taken out, and serves no call any more."""
+        self._serve, self._end = _nobody, _nothing
+        self.fn_ref = None  # which leads back here, and to the module
+        del self.new_forward
+
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         """Remember whose hook this is."""
         self._module = weakref.ref(module)
@@ -75,6 +81,14 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
 
     def _call(self, resume: Resume, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return self._serve(resume(self.fn_ref.original_forward), args, kwargs)
+
+
+def _nobody(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def _nothing() -> None:
+    pass
 
 
 class _ContextsOfThreads(StateManager):  # type: ignore[misc]  # diffusers is not typed

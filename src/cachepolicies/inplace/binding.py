@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -178,7 +179,7 @@ class Binding:
         self.assembly = assembly
         self.choice, self.site = assembly.choice, assembly.site
         self.hook = DenoiserHook(self.serve, self.end_run)
-        self.requests: Requests[InPlaceRequest] = Requests(self._new_request, name)
+        self.requests: Requests[InPlaceRequest] = Requests(partial(InPlaceRequest, self.choice), name)
         self._signature = signature
         self._clock = clock
         self._enabled_with = None if clock is None else clock.scheduler()
@@ -215,7 +216,7 @@ class Binding:
             RunError: the pipeline has another scheduler by now, whose time the substitute does not follow.
         """
         self._refuse_other_time(timesteps.values)
-        request = self._new_request()
+        request = InPlaceRequest(self.choice)
         request.declared_by_caller = True
         request.traced = None if self._clock is None else self._clock.latest
         return DeclaredRun(self.requests, request, Declaration(timesteps), self.name)
@@ -283,9 +284,6 @@ class Binding:
             dtype=info.dtype,
         )
         return (*found, *unknown)
-
-    def _new_request(self) -> InPlaceRequest:
-        return InPlaceRequest(self.choice)
 
     def _call(self, request: InPlaceRequest, x: Tensor, t: object, conditioning: dict[str, Any]) -> Call:
         position = self.hook.position()

@@ -294,10 +294,11 @@ def _bind(
 ) -> Binding:
     from cachepolicies.inplace.binding import Binding
 
-    bound: list[Binding] = []
+    bound: list[weakref.ref[Binding]] = []
 
     def notes(info: RunInfo) -> Sequence[str]:
-        return bound[0].notes(info)
+        found = bound[0]()
+        return () if found is None else found.notes(info)
 
     assembly = assemble(
         module,
@@ -315,7 +316,7 @@ def _bind(
     if clock is not None and known is not None:
         clock.form = known.clock
     binding = Binding(name, module, assembly, signature, clock)
-    bound.append(binding)
+    bound.append(weakref.ref(binding))
     return binding
 
 
@@ -353,3 +354,4 @@ def _take_off(attached: Sequence[_Attached]) -> None:
 def _remove(attached: _Attached) -> None:
     attached.installed.remove()
     attached.binding.hook.attached = None
+    attached.binding.hook.release()

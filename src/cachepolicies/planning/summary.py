@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cachepolicies.base.console import PlainTable
 from cachepolicies.planning.expectation import Expectation
 from cachepolicies.planning.plan_fields import PlanFields, PlanPoint
 
@@ -43,7 +44,7 @@ def steps_text(steps: Sequence[int]) -> str:
 
 
 def _facts_table(plan: PlanFields) -> Table:
-    table = Table(title=f"plan for {plan.source.model_class}", title_justify="left", show_header=False, box=None)
+    table = PlainTable(title=f"plan for {plan.source.model_class}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     source, scheduler = plan.source, plan.source.scheduler
@@ -104,7 +105,7 @@ def _chosen_points(plan: PlanFields) -> tuple[PlanPoint, ...]:
 
 
 def _trade_off_table(plan: PlanFields, points: Sequence[PlanPoint]) -> Table:
-    table = Table(title="the best for every budget" if len(points) > 1 else "the best", title_justify="left")
+    table = PlainTable(title="the best for every budget" if len(points) > 1 else "the best", title_justify="left")
     table.add_column("budget", justify="right")
     table.add_column("predicted error", justify="right")
     tried = any(point.expected is not None for point in points)
@@ -126,7 +127,7 @@ def _brief(expected: Expectation | None) -> str:
 
 
 def _tolerance_table(plan: PlanFields) -> Table:
-    table = Table(title="tolerance", title_justify="left")
+    table = PlainTable(title="tolerance", title_justify="left")
     for column in ("t", "epsilon"):
         table.add_column(column, justify="right")
     if plan.tolerance is not None:

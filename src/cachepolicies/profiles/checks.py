@@ -10,7 +10,13 @@ from typing import Any, cast
 import numpy as np
 
 from cachepolicies.base.errors import ProfileError
+from cachepolicies.base.settings import shown
 from cachepolicies.profiles.format import RECALIBRATE, Array
+
+LARGEST = 1e100
+"""Of a measured value: products of a few of them have to be finite."""
+
+_LONGEST_NAME = 200
 
 
 def read_only(values: Any, dtype: type[np.generic] | None = None) -> Array:
@@ -42,6 +48,19 @@ def plain_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain_json("settings", values)
 
 
+def check_name(what: str, text: str) -> None:
+    """Check that a name can be shown and looked for.
+
+    Raises:
+        ProfileError: it is longer than 200 characters, or has some that cannot be printed.
+    """
+    if len(text) > _LONGEST_NAME or not text.isprintable():
+        raise ProfileError(
+            f"field {what!r} is {shown(text)}: a name has at most {_LONGEST_NAME} characters, all of which can be "
+            f"printed; {RECALIBRATE}"
+        )
+
+
 def check_noise_levels(what: str, values: tuple[float, ...]) -> None:
     """Check that there are numbers, finite and strictly decreasing.
 
@@ -71,6 +90,10 @@ def check_finite(what: str, array: Array) -> None:
     if not np.isfinite(array).all():
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise ProfileError(f"{what} has the non-finite value {array[index]} at {list(index)}; {RECALIBRATE}")
+    if array.dtype.kind == "f" and array.size and float(abs(array).max()) > LARGEST:
+        raise ProfileError(
+            f"{what} has the value {abs(array).max():g}; beyond {LARGEST:g} nothing can be computed; {RECALIBRATE}"
+        )
 
 
 def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -26,7 +26,8 @@ from cattrs.gen import make_dict_unstructure_fn, override
 
 from cachepolicies.base.documents import strict_converter
 from cachepolicies.base.errors import ProfileError
-from cachepolicies.base.files import write_atomically
+from cachepolicies.base.files import read_file, write_atomically
+from cachepolicies.base.settings import shown
 from cachepolicies.profiles.checks import check_choice
 from cachepolicies.profiles.format import PROFILE, RECALIBRATE, Array, Origin
 from cachepolicies.profiles.measured import Profile
@@ -48,6 +49,9 @@ _NEW_FIELDS: Mapping[int, Mapping[str, Any]] = {
 
 _RECORDS: Mapping[Origin, type[Profile]] = {"measured": Profile, "published": PublishedProfile}
 """The record that a file with this ``origin`` holds."""
+
+_INLINE = ("float64", "float32", "int64", "int32")
+"""Kinds of numbers that a table inside a JSON file may have."""
 
 TABLES_FORMAT = "cachepolicies-profile-tables"
 """Value of ``format`` in the metadata of the safetensors file."""
@@ -180,8 +184,16 @@ def _read_inline(tables: Any) -> dict[str, Array]:
     for name, table in tables.items():
         if not isinstance(table, dict) or table.keys() != {"shape", "dtype", "values"}:
             raise ProfileError(f"field 'tables.inline.{name}' has not exactly the keys shape, dtype and values")
+        dtype, shape = table["dtype"], table["shape"]
+        if dtype not in _INLINE:
+            raise ProfileError(
+                f"field 'tables.inline.{name}' has dtype {shown(dtype)}, expected one of {', '.join(_INLINE)}; "
+                f"{RECALIBRATE}"
+            )
+        if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+            raise ProfileError(f"field 'tables.inline.{name}' has shape {shown(shape)}, expected sizes; {RECALIBRATE}")
         try:
-            array = np.array(table["values"], dtype=table["dtype"]).reshape(table["shape"])
+            array = np.array(table["values"], dtype=dtype).reshape(shape)
         except (TypeError, ValueError, OverflowError) as error:
             raise ProfileError(f"field 'tables.inline.{name}' is no table ({error}); {RECALIBRATE}") from error
         found[name] = array
@@ -200,10 +212,10 @@ def _read_tables(source: Path, reference: Any) -> dict[str, Array]:
     if unknown:
         raise ProfileError(f"field 'tables' has the unknown key {sorted(unknown)[0]!r}; {RECALIBRATE}")
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise ProfileError(
-            f"the tables file {path} of field 'tables.file' cannot be read ({error.strerror}); "
+            f"the tables file {path} of field 'tables.file' cannot be read ({error.strerror or error}); "
             "put it beside the JSON file"
         ) from error
     digest = hashlib.sha256(content).hexdigest()

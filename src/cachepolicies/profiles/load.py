@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from cachepolicies.base.errors import ProfileError, UnknownNameError, nearest_match_hint
+from cachepolicies.base.files import exists
 from cachepolicies.profiles.format import PROFILE, RECALIBRATE
 from cachepolicies.profiles.io import is_profile, read_profile, tables_file
 from cachepolicies.profiles.measured import Profile
@@ -36,12 +37,12 @@ def load_profile(source: str | Path, *, cache_dir: str | Path | None = None, loc
         UnknownNameError: the string is none of these; lists the shipped names and the nearest match.
     """
     if isinstance(source, Path):
-        return read_profile(_profile_in(source) if source.is_dir() else source)
+        return read_profile(_profile_in(source) if exists(source) and source.is_dir() else source)
     shipped = shipped_profiles()
     if source in shipped:
         return read_profile(shipped[source])
-    path = Path(source).expanduser()
-    if source and path.exists():
+    path = _of_user(source)
+    if source and exists(path):
         return load_profile(path)
     if published := shipped_of_model(source):
         return read_profile(shipped[published])
@@ -59,6 +60,13 @@ def load_profile(source: str | Path, *, cache_dir: str | Path | None = None, loc
         f"unknown profile {source!r}; {nearest_match_hint(source, shipped)}. "
         "Give one of these, the path of a .json file, or a Hub repository 'org/name'"
     )
+
+
+def _of_user(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # there is no such user, and so no such file
+        return Path(source)
 
 
 def shipped_profiles() -> dict[str, Path]:

@@ -159,6 +159,12 @@ class Recommendation:
     source: str | None = None
     note: str | None = None
 
+    def __attrs_post_init__(self) -> None:
+        for what in ("speedup_stated", "speedup_from_latency"):
+            factor = getattr(self, what)
+            if factor is not None and not (math.isfinite(factor) and factor > 0):
+                raise ProfileError(f"recommendation field {what!r} is {factor}, expected a finite number above 0")
+
 
 @frozen
 class ModelInfo:

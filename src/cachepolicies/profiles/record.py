@@ -16,6 +16,7 @@ from cachepolicies.base.errors import NeedsError, ProfileError
 from cachepolicies.profiles.checks import (
     check_choice,
     check_finite,
+    check_name,
     check_noise_levels,
     plain_json,
     plain_settings,
@@ -25,6 +26,9 @@ from cachepolicies.profiles.format import DEFAULT_UNITS, PROFILE, RECALIBRATE, R
 from cachepolicies.profiles.parts import Curve, ModelInfo, Polynomial, Recommendation, SchedulerInfo, Trials
 
 _PREDICTION_TYPES = ("velocity", "noise", "x0", "v")
+MOST_STEPS = 2000
+"""Of a run: tables of the distances between every two steps grow with the square of their number."""
+
 _TRAJECTORIES = ("model", "noised", "recorded")
 _RATIO = "magnitude_ratio"
 
@@ -107,6 +111,10 @@ class ProfileRecord(ABC):
         for what, text in (("name", self.name), ("model.class_name", self.model.class_name), ("dtype", self.dtype)):
             if text == "":
                 raise ProfileError(f"field {what!r} is empty; {RECALIBRATE}")
+            if text is not None:
+                check_name(what, text)
+        if len(self.timesteps) > MOST_STEPS:
+            raise ProfileError(f"field 'timesteps' has {len(self.timesteps)} entries, at most {MOST_STEPS} are read")
         self._check_own()
         if self.prediction_type is not None:
             check_choice("prediction_type", self.prediction_type, _PREDICTION_TYPES)
@@ -176,6 +184,10 @@ class ProfileRecord(ABC):
             kind, expected, meaning = name.partition(".")[0], table.shape, ""
             if kind in CHANGE_TABLES and not self._measures_changes():
                 raise ProfileError(f"table {name!r} is in a published profile; only a calibration measures it")
+            if kind in SQUARE_TABLES and table.size and table.min() < 0:
+                raise ProfileError(
+                    f"table {name!r} has the negative value {table.min()}, but it is a norm; {RECALIBRATE}"
+                )
             if name in SQUARE_TABLES:
                 expected, meaning = (steps, steps, self.samples), "(steps, steps, samples)"
             elif kind == _RATIO:

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cachepolicies.base.console import PlainTable
 from cachepolicies.profiles.measured import Profile
 from cachepolicies.profiles.parts import Curve, Trials
 
@@ -40,7 +41,7 @@ def summarise(profile: Profile) -> Group:
 def summarise_trials(trials: Trials) -> Table:
     """Return what planned runs were off by, as a rich renderable."""
     title = f"trials of {trials.substitute}, {trials.objective}, {trials.weights} weights: {trials.samples} samples"
-    table = Table(title=title, title_justify="left")
+    table = PlainTable(title=title, title_justify="left")
     table.add_column("evaluations", justify="right")
     pictures = ("PSNR, mean", "worst PSNR") if trials.picture_rms is not None else ()
     for name in ("RMS of the latent, mean", "worst RMS", *pictures):
@@ -55,7 +56,7 @@ def summarise_trials(trials: Trials) -> Table:
 
 
 def _provenance_table(profile: Profile) -> Table:
-    table = Table(title=f"profile {profile.name}", title_justify="left", show_header=False, box=None)
+    table = PlainTable(title=f"profile {profile.name}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     scheduler = profile.scheduler
@@ -110,7 +111,7 @@ def _steps_text(profile: Profile) -> str:
 
 
 def _settings_table(profile: Profile) -> Table:
-    table = Table(title="settings of policies that give none", title_justify="left")
+    table = PlainTable(title="settings of policies that give none", title_justify="left")
     table.add_column("policy")
     table.add_column("settings", overflow="fold")
     for policy, settings in sorted(profile.settings.items()):
@@ -119,7 +120,7 @@ def _settings_table(profile: Profile) -> Table:
 
 
 def _polynomials_table(profile: Profile) -> Table:
-    table = Table(title="polynomials, highest power first", title_justify="left")
+    table = PlainTable(title="polynomials, highest power first", title_justify="left")
     table.add_column("signal")
     table.add_column("coefficients", overflow="fold")
     table.add_column("R^2", justify="right")
@@ -131,7 +132,7 @@ def _polynomials_table(profile: Profile) -> Table:
 
 def _ratios_table(profile: Profile) -> Table:
     streams = profile.magnitude_ratios
-    table = Table(title="magnitude ratios", title_justify="left")
+    table = PlainTable(title="magnitude ratios", title_justify="left")
     table.add_column("step", justify="right")
     for stream in streams:
         table.add_column(f"{stream or 'all streams'}, mean", justify="right")
@@ -144,7 +145,7 @@ def _ratios_table(profile: Profile) -> Table:
 
 
 def _recommended_table(profile: Profile) -> Table:
-    table = Table(title="recommended by the source", title_justify="left")
+    table = PlainTable(title="recommended by the source", title_justify="left")
     for column in ("policy", "settings", "speed-up stated", "from latency", "hardware", "setting"):
         table.add_column(column, overflow="fold")
     for r in profile.recommended:
@@ -161,7 +162,7 @@ def _pairs(values: Any) -> str:
 
 
 def _curve_table(name: str, curve: Curve) -> Table:
-    table = Table(title=name, title_justify="left")
+    table = PlainTable(title=name, title_justify="left")
     for column in ("t", "mean", "std", "5 %", "50 %", "95 %"):
         table.add_column(column, justify="right")
     columns = (curve.mean(), curve.spread(), curve.quantile(0.05), curve.quantile(0.5), curve.quantile(0.95))

@@ -28,6 +28,9 @@ PREDICTION_TYPES: Mapping[str, PredictionType] = {
 }
 """Diffusers' prediction types in our words."""
 
+_MOST_TRAINED = 100_000
+"""Trained noise levels: the schedulers keep tables with an entry for each."""
+
 # What diffusers raises on settings that do not go together.
 _DIFFUSERS_ERRORS = (ValueError, TypeError, NotImplementedError, ImportError, AssertionError, ArithmeticError)
 
@@ -162,6 +165,9 @@ def check_diffusers_settings(blueprint: Blueprint, mu: float | None) -> None:
         refuse("timestep_type", "t would be a logarithm of sigma; use timestep_type='discrete'")
     if get("interpolation_type", "linear") != "linear":
         refuse("interpolation_type", "the noise level at t would depend on the number of steps; use 'linear'")
+    trained = get("num_train_timesteps", 1)
+    if not isinstance(trained, int) or not 1 <= trained <= _MOST_TRAINED:
+        refuse("num_train_timesteps", f"a table has an entry for each; give 1 to {_MOST_TRAINED}")
     if get("use_dynamic_shifting") and mu is None:
         refuse("use_dynamic_shifting", "without mu; pass mu=..., as the pipeline computes it for the latent's size")
     if mu is not None and not get("use_dynamic_shifting"):

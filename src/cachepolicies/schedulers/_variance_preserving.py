@@ -20,6 +20,9 @@ from cachepolicies.schedulers._tables import interpolate
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 Spacing = Literal["leading", "trailing"]
 
+MOST_TRAINED = 100_000
+"""Trained noise levels that a table is made for."""
+
 
 @frozen
 class VariancePreserving(NativeScheduler):
@@ -53,6 +56,11 @@ class VariancePreserving(NativeScheduler):
             raise SettingsError(
                 f"{type(self).__name__}: beta_start={self.beta_start!r} and beta_end={self.beta_end!r} "
                 "must satisfy 0 < beta_start <= beta_end < 1"
+            )
+        if self.num_train_timesteps > MOST_TRAINED:
+            raise SettingsError(
+                f"{type(self).__name__}: num_train_timesteps={self.num_train_timesteps} is more than {MOST_TRAINED}; a "
+                "table has an entry for each"
             )
 
     @property

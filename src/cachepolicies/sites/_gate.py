@@ -9,7 +9,6 @@ cached or not, passes it as if it were not there.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,9 +46,20 @@ class _Gated:
     ungated: Any
 
 
-@functools.cache
+_MADE = "_cachepolicies_gated"
+"""Attribute of a class: its gated subclass, which lives as long as it does."""
+
+
 def _gated(kind: Any) -> type[nn.Module]:
     """Return the gated subclass; the same one every time, which a compiled graph's guards rely on."""
+    made = kind.__dict__.get(_MADE)
+    if made is None:
+        made = _made_from(kind)
+        setattr(kind, _MADE, made)
+    return made  # type: ignore[no-any-return]
+
+
+def _made_from(kind: Any) -> type[nn.Module]:
     own_call = kind.__call__
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -58,5 +60,37 @@ def apart(function: Callable[Concatenate[Resume, P], R]) -> Callable[P, R]:
     return outside_graphs(call)
 
 
+class ServedApart(ABC):
+    """A gate whose own work ``torch.compile`` leaves to Python."""
+
+    def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _apart(self, proceed, args, kwargs)
+
+    @abstractmethod
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Serve ``module(*args, **kwargs)``; ``resume(proceed)`` runs the module itself."""
+
+
+class GateOfSite(ServedApart):
+    """A gate that belongs to a site: it does not keep the site alive, which keeps it."""
+
+    def __init__(self, site: object) -> None:
+        self._site = weakref.ref(site)
+
+    @property
+    def site(self) -> Any:
+        """The site."""
+        return self._site()
+
+
+def _served(
+    resume: Resume, gate: ServedApart, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return gate.serve(resume, proceed, args, kwargs)
+
+
 def _as_it_is(part: Callable[..., Any]) -> Callable[..., Any]:
     return part
+
+
+_apart = apart(_served)

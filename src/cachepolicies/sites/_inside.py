@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -90,6 +91,17 @@ class ForwardPass:
     parted: bool = False
 
 
+@define(eq=False)
+class Bypass:
+    """Whether the blocks of a site are bypassed. An attribute of its own: compiled blocks guard on it.
+
+    Attributes:
+        on: whether they are.
+    """
+
+    on: bool = False
+
+
 class InsideSite(ResolvedSite):
     """A site with one place inside a model: gates on some of its modules, and the order of events in one call.
 
@@ -108,13 +120,22 @@ class InsideSite(ResolvedSite):
         self._shares: dict[str, float] = {}
         self._twins: WeakKeyDictionary[threading.Thread, InsideSite] = WeakKeyDictionary()
         self._first_thread = threading.get_ident()
-        self.replacing = False
-        """Whether the blocks are bypassed. A plain attribute of its own: compiled blocks guard on it."""
+        self.bypass = Bypass()
+        self._around: ExitStack | None = None
 
     @property
     def name(self) -> str:
         """What the user wrote."""
         return self._name
+
+    @property
+    def replacing(self) -> bool:
+        """Whether what the site computes is replaced in this pass."""
+        return self.bypass.on
+
+    def bypassed(self) -> Mapping[nn.Module, Handler]:
+        """Return the gates that are placed only where an evaluation is replaced; none."""
+        return {}
 
     @property
     def shares(self) -> Mapping[str, float]:
@@ -146,7 +167,9 @@ class InsideSite(ResolvedSite):
     def _serve(self, served: ServedCall, invocation: Invocation) -> Any:
         exchange = PlaceExchange(served, invocation)
         try:
-            with gates(self.handlers(served.engine.signals)):
+            with ExitStack() as around:
+                around.enter_context(gates(self.handlers(served.engine.signals)))
+                self._around = around
                 if self._shares or not self._countable or not served.engine.reuses:
                     output = self._served(exchange, invocation)
                 else:
@@ -286,11 +309,18 @@ class InsideSite(ResolvedSite):
 
     def _begin(self, mode: Mode, rows: int, replacement: Tensor | None = None) -> None:
         self._pass = ForwardPass(mode, rows, replacement)
-        self.replacing = mode == "replace"
+        self._bypass(mode == "replace")
 
     def _turn(self, mode: Mode, replacement: Tensor | None) -> None:
         self._pass.mode, self._pass.replacement = mode, replacement
-        self.replacing = mode == "replace"
+        self._bypass(mode == "replace")
+
+    def _bypass(self, on: bool) -> None:
+        """Say whether the site is bypassed; the first time in a call, the modules inside of it get their gates."""
+        self.bypass.on = on
+        if on and self._around is not None:
+            self._around.enter_context(gates(self.bypassed()))
+            self._around = None
 
     def _captured(self) -> Tensor:
         fresh = self._pass.fresh
@@ -326,5 +356,5 @@ class InsideSite(ResolvedSite):
         return output
 
     def _release(self) -> None:
-        self._exchange = None
+        self._exchange = self._around = None
         self._begin("ask", 0)

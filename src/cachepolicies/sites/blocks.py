@@ -24,8 +24,8 @@ from cachepolicies.engine.call import WHOLE, Arrival
 from cachepolicies.engine.engine import ServedCall
 from cachepolicies.sites._arguments import ArgumentNames
 from cachepolicies.sites._gate import Handler
-from cachepolicies.sites._graphs import Resume, apart
-from cachepolicies.sites._inside import InsideSite
+from cachepolicies.sites._graphs import GateOfSite, Resume, ServedApart
+from cachepolicies.sites._inside import Bypass, InsideSite
 from cachepolicies.sites._rows import copies_of, pack, unpack
 from cachepolicies.sites._weights import weights_at_hand
 from cachepolicies.sites.signals import read_signal, registered_signals
@@ -90,13 +90,14 @@ class BlocksSite(InsideSite):
         ends, last = adapter.ends_before, len(blocks) - 1
         self._members = self._current_members()
         self._handlers: dict[nn.Module, Handler] = {}
-        self._with_taps: dict[frozenset[str], Mapping[nn.Module, Handler]] = {}
+        self._bypassed: dict[nn.Module, Handler] = {}
+        self._with_taps: dict[tuple[frozenset[str], bool], Mapping[nn.Module, Handler]] = {}
         for at, (block, kind) in enumerate(blocks):
             is_last = at == last and ends is None
             if at == 0 or is_last:
                 self._handlers[block] = _Edge(self, block, kind, first=at == 0, last=is_last)
             else:
-                self._handlers[block] = _Between(self, block, kind.hands_on)
+                self._bypassed[block] = _Between(self.bypass, block, kind.hands_on)
         if ends is not None:
             end = submodule(network, ends, f"adapter of {adapter.model!r}")
             self._handlers[end] = _End(self, ArgumentNames(end))
@@ -132,7 +133,9 @@ class BlocksSite(InsideSite):
         """Return the gates of the stack, and of the modules whose outputs are wanted as signals."""
         if self._members != self._current_members():  # LoRA wraps modules, and unwraps them
             self._resolve()
-        found = self._with_taps.get(signals)
+        # Blocks of one class that are compiled by themselves share a graph as long as all have a gate, or none.
+        compiled = getattr(self._first, "_compiled_call_impl", None) is not None
+        found = self._with_taps.get((signals, compiled))
         if found is None:
             taps: dict[nn.Module, Handler] = {}
             for name in sorted(signals):
@@ -140,8 +143,13 @@ class BlocksSite(InsideSite):
                 if isinstance(source, OutputOf):
                     tapped = submodule(self.network, source.path, f"signal {name!r} of {self.adapter.model!r}")
                     taps[tapped] = _Tap(self._seen, name, source, taps.get(tapped))
-            found = self._with_taps[signals] = {**taps, **self._handlers}
+            between = self._bypassed if compiled else {}
+            found = self._with_taps[signals, compiled] = {**taps, **between, **self._handlers}
         return found
+
+    def bypassed(self) -> Mapping[nn.Module, Handler]:
+        """Return the gates of the blocks between the first and the last."""
+        return {} if getattr(self._first, "_compiled_call_impl", None) is not None else self._bypassed
 
     # -- for the gates --------------------------------------------------------------------------------------------
 
@@ -250,29 +258,27 @@ class BlocksSite(InsideSite):
 class _Between:
     """The gate of a block inside the stack: on a reuse it hands on what it was given."""
 
-    def __init__(self, site: BlocksSite, block: nn.Module, hands_on: HandsOn) -> None:
-        self.site, self.block, self.hands_on = site, block, hands_on
+    def __init__(self, bypass: Bypass, block: nn.Module, hands_on: HandsOn) -> None:
+        self.bypass, self.block, self.hands_on = bypass, block, hands_on
         self.names = ArgumentNames(block)
 
     def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.site.replacing:
+        if not self.bypass.on:
             return proceed(*args, **kwargs)
         return _handed_on(self.hands_on, self.block, self.names.bind(args, kwargs))
 
 
-class _Edge:
+class _Edge(GateOfSite):
     """The gate of the first block, of the last, or of an only one."""
 
     def __init__(self, site: BlocksSite, block: nn.Module, blocks: Blocks, *, first: bool, last: bool) -> None:
-        self.site, self.block, self.blocks, self.first, self.last = site, block, blocks, first, last
+        super().__init__(site)
+        self.block, self.blocks, self.first, self.last = block, blocks, first, last
         self.names = ArgumentNames(block)
         self.positions = _return_positions(site.adapter, blocks) if last else []
-        self._apart = apart(self._serve)
 
-    def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._apart(proceed, args, kwargs)
-
-    def _serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the engine decide where the stack begins, and take or replace what leaves it where it ends."""
         site = self.site
         if self.first:
             site.enter(self.names.bind(args, kwargs))
@@ -312,17 +318,15 @@ class _Edge:
         return handed
 
 
-class _End:
+class _End(GateOfSite):
     """The gate of the module in front of which the stack ends."""
 
     def __init__(self, site: BlocksSite, names: ArgumentNames) -> None:
-        self.site, self.names = site, names
-        self._apart = apart(self._serve)
+        super().__init__(site)
+        self.names = names
 
-    def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._apart(proceed, args, kwargs)
-
-    def _serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take or replace what leaves the stack."""
         name = self.names.positional[0]
         given = args[0] if args else kwargs[name]
         if self.site.replacing:
@@ -333,17 +337,14 @@ class _End:
         return resume(proceed)(*args, **kwargs)
 
 
-class _Tap:
+class _Tap(ServedApart):
     """The gate of a module whose output is a signal; one module may serve several."""
 
     def __init__(self, seen: dict[str, Tensor], name: str, source: OutputOf, inner: Handler | None) -> None:
         self.seen, self.name, self.source, self.inner = seen, name, source, inner
-        self._apart = apart(self._serve)
 
-    def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._apart(proceed, args, kwargs)
-
-    def _serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Keep what the module returns."""
         run = resume(proceed)
         output = run(*args, **kwargs) if self.inner is None else self.inner(run, args, kwargs)
         self.seen[self.name] = output if self.source.pick is None else output[self.source.pick]

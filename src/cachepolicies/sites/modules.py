@@ -23,7 +23,7 @@ from cachepolicies.engine.call import Arrival
 from cachepolicies.engine.engine import ServedCall
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.sites._gate import Handler, gates
-from cachepolicies.sites._graphs import Resume, apart, compiling_around
+from cachepolicies.sites._graphs import GateOfSite, Resume, compiling_around
 from cachepolicies.sites._rows import by_sample, copies_of, pack, replace_tensors, tensors_in, unpack
 from cachepolicies.sites.flops import CountedFlops, can_count
 from cachepolicies.sites.signals import read_signal
@@ -241,15 +241,13 @@ class ModulesSite(ResolvedSite):
             self._shares.update({place: counted / counter.total for place, counted in now.counted.items()})
 
 
-class _Around:
+class _Around(GateOfSite):
     """The gate of one module."""
 
     def __init__(self, site: ModulesSite, place: str) -> None:
-        self.site, self.place = site, place
-        self._apart = apart(self._serve)
+        super().__init__(site)
+        self.place = place
 
-    def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._apart(proceed, args, kwargs)
-
-    def _serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the site decide."""
         return self.site.around(self.place, resume(proceed), args, kwargs)

@@ -16,7 +16,7 @@ from cachepolicies.contracts.signal import Signal
 from cachepolicies.contracts.site import Site
 from cachepolicies.engine.call import WHOLE, Arrival
 from cachepolicies.sites._gate import Handler
-from cachepolicies.sites._graphs import Resume, apart
+from cachepolicies.sites._graphs import GateOfSite, Resume
 from cachepolicies.sites._inside import InsideSite
 from cachepolicies.sites.blocks import refuse_frozen_graphs
 from cachepolicies.sites.modules import OutputTensors, first_tensor
@@ -111,17 +111,14 @@ class SubmoduleSite(InsideSite):
         return output
 
 
-class _Around:
+class _Around(GateOfSite):
     """The gate of the module."""
 
     def __init__(self, site: SubmoduleSite) -> None:
-        self.site = site
-        self._apart = apart(self._serve)
+        super().__init__(site)
 
-    def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._apart(proceed, args, kwargs)
-
-    def _serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the engine decide, and carry it out."""
         self.site.enter(args, kwargs)
         if self.site.replacing:
             return self.site.replaced()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -175,8 +176,8 @@ class CachedDenoiser(RunAwareDenoiser):
             model,
             Parts(policy, settings, profile, substitute, site, adapter, limits, as_budget(budget, target), learn),
             engine_settings=self._options.for_engine,
-            notes=self._profile_notes,
-            scheduler=lambda: self._scheduler,
+            notes=_notes_of(weakref.ref(self)),
+            scheduler=_always(self._scheduler),
         )
         self._choice, self._site = assembly.choice, assembly.site
         # the adapter knows the network's arguments, not those of a wrapper around it
@@ -392,6 +393,20 @@ class CachedDenoiser(RunAwareDenoiser):
             first_t=info.first_t,
             dtype=info.dtype,
         )
+
+
+def _notes_of(denoiser: weakref.ref[CachedDenoiser]) -> Callable[[RunInfo], Sequence[str]]:
+    """Return what notes differences from the profile; it does not keep the denoiser alive."""
+
+    def notes(info: RunInfo) -> Sequence[str]:
+        found = denoiser()
+        return () if found is None else found._profile_notes(info)
+
+    return notes
+
+
+def _always(scheduler: Scheduler | None) -> Callable[[], Scheduler | None]:
+    return lambda: scheduler
 
 
 def _made_anew(arguments: dict[str, Any]) -> CachedDenoiser:
