@@ -72,10 +72,12 @@ docs: $(INSTALLED_DOCS)
 bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/inplace.py
+	$(BIN)/python bench/added.py
 
 bench-budgets: $(INSTALLED)
 	$(BIN)/python bench/budgets.py
 	$(BIN)/python bench/defaults.py
+	$(BIN)/python bench/wan.py
 
 bench-plans: $(INSTALLED)
 	$(BIN)/python bench/plans.py

@@ -1,7 +1,7 @@
 """What a cache adds to a step at which everything is computed, ours and its peers', on a tiny transformer.
 
-``python bench/added.py``: processor time of one thread, medians over interleaved repeats, less that of the bare model in
-the same run. Nothing is skipped: thresholds are zero, and every step is planned. Writes ``bench/results/added.csv``.
+``python bench/added.py``: processor time of one thread, medians over interleaved repeats, less that of the bare model
+in the same run. Nothing is skipped: thresholds are zero, and every step is planned. Writes ``bench/results/added.csv``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from mutated_documents import damaged
+from mutated_documents import damaged  # type: ignore[import-not-found]  # of the tests
 
 SECONDS, MEGABYTES = 1.0, 200.0
 

@@ -1,7 +1,8 @@
 """Damaged and hostile profiles and plans: each is read as a valid object or refused by an error of this library.
 
-``make mutated`` tries 10 000, and says which took long, much memory, or raised something else. A document is damaged by one to three mutations: values that nobody wrote, missing, repeated or foreign keys,
-truncated or flipped bytes, nesting, tables that do not belong to it.
+``make mutated`` tries 10 000, and says which took long, much memory, or raised something else. A document is damaged
+by one to three mutations: values that nobody wrote, missing, repeated or foreign keys, truncated or flipped bytes,
+nesting, tables that do not belong to it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from cachepolicies import (
     SettingsError,
     UnknownNameError,
 )
-from cachepolicies.policies import SenCache
+from cachepolicies.policies import SenCache, Uniform
 from cachepolicies.profiles.schema import ModelInfo, SchedulerInfo
 from denoisers import SHAPE, Counted, mixture
 from made_profiles import linear_profile
@@ -155,9 +155,10 @@ def test_a_call_without_t():
     ],
 )
 def test_outputs(output, message):
-    denoiser = CachedDenoiser(lambda x, t: output, "never")
-    with pytest.raises(InputError, match=message):
+    denoiser = CachedDenoiser(lambda x, t: output, Uniform(every=2))
+    with denoiser.run(timesteps=(1.0, 0.5, 0.2)), pytest.raises(InputError, match=message):
         denoiser(torch.zeros(2, 3), 1.0)
+    assert CachedDenoiser(lambda x, t: output, "never")(torch.zeros(2, 3), 1.0) is output  # as without a cache
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "much", None])

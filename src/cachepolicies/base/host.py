@@ -127,6 +127,11 @@ def _tensor_time(t: Tensor, batch: int, declared: DeclaredTimesteps | None) -> f
     known = declared.recognise(t) if declared is not None else None
     if known is not None:
         return known
+    if t.numel() == 1:
+        value: Any = t.tolist()
+        while isinstance(value, list):
+            value = value[0]
+        return float(value)
     if t.ndim > 1:
         t = t.flatten(1).amax(dim=1)
     one_value = t.ndim == 0 or t.shape[0] == 1 or t.stride(0) == 0

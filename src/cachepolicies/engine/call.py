@@ -108,11 +108,14 @@ class Arrival:
         place: its name, `WHOLE` where the site has one.
         input: ``(B, ...)`` what goes into it, or ``None``.
         signals: ``(B, ...)`` values by name, as far as they are wanted.
+        read_only: whether the site makes what it hands over itself, keeps nothing of it, and only reads what it is
+            handed out; neither is copied then.
     """
 
     place: str = WHOLE
     input: Tensor | None = None
     signals: Mapping[str, Tensor] = field(factory=dict)
+    read_only: bool = False
 
 
 @frozen

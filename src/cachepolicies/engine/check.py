@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 import torch
 from attrs import evolve
@@ -25,6 +26,8 @@ def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
         PolicyError: it is no decision, has not one entry for each deciding sample, or entries of another type.
     """
     decision = policy.decide(step, state)
+    if _is_sound(decision, step.run.decisions) and (policy.reuses or True not in decision.reuse):
+        return decision
     if not isinstance(decision, Decision):
         raise PolicyError(f"policy {policy.name!r} decided {decision!r}; decide returns a Decision")
     count = step.run.decisions
@@ -52,6 +55,30 @@ def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
     if any(decision.reuse) and not policy.reuses:
         raise PolicyError(f"policy {policy.name!r} reuses, but its property `reuses` says that it never does")
     return decision
+
+
+def _is_sound(decision: Any, count: int) -> bool:
+    """Return whether a decision is as it should be; asked at every call. What is wrong with it is found out apart."""
+    if decision.__class__ is not Decision or type(decision.reuse) is not tuple or type(decision.reason) is not tuple:
+        return False
+    if len(decision.reuse) != count or len(decision.reason) != count:
+        return False
+    found: Any = decision
+    for reuse in found.reuse:
+        if reuse is not True and reuse is not False:
+            return False
+    for reason in found.reason:
+        if not isinstance(reason, Reason):
+            return False
+    for numbers in (decision.score, decision.tolerance):
+        if numbers is None:
+            continue
+        if type(numbers) is not tuple or len(numbers) != count:
+            return False
+        for number in numbers:
+            if type(number) is not float:
+                return False
+    return True
 
 
 def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision, maxima: RowMaxima) -> Decision:

@@ -52,6 +52,11 @@ class Kept:
         """Take note of a tensor; nothing waits for its device."""
         return cls(weakref.ref(tensor), version_of(tensor), _form(tensor), _mark(tensor))
 
+    @classmethod
+    def mere(cls, tensor: Tensor) -> Kept:
+        """Take note of a tensor that is to be known again only as long as it is there."""
+        return cls(weakref.ref(tensor), version_of(tensor), (), None)
+
     def is_same(self, tensor: object) -> bool:
         """Return whether something is the very tensor, and nobody has written on it since; reads nothing."""
         return isinstance(tensor, Tensor) and self.alive() is tensor and self.version == version_of(tensor)
@@ -83,6 +88,19 @@ class Conditioned:
         """Take note of the conditioning of a branch's first call."""
         return cls(weakly(conditioning))
 
+    def is_steady(self, now: Mapping[str, Any]) -> bool:
+        """Return whether the very objects come again that came at the last call, and changed nothing then."""
+        if self._changed or len(self.kept) != len(now):
+            return False
+        for name, value in now.items():  # at every call: the common kinds first, and no generator
+            kept = self.kept.get(name)
+            if kept.__class__ is Kept:
+                if not kept.is_same(value):
+                    return False
+            elif kept is not value and not _alike(kept, value, _is_another):
+                return False
+        return True
+
     def changes(self, now: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of the arguments that differ from those of the last call, where that was not to be expected.
 
@@ -96,7 +114,7 @@ class Conditioned:
 
     def note(self, now: Mapping[str, Any]) -> None:
         """Take note of the conditioning of the branch's next call."""
-        if self._changed or not same_objects(self.kept, now):
+        if not self.is_steady(now):
             changed = {name: self._changed.get(name, 0) + 1 for name in self._differing(now)}
             self.kept, self._changed = weakly(now), changed
 

@@ -14,6 +14,7 @@ from cachepolicies.base.parallel import context_parallel, why_not_parallel
 from cachepolicies.contracts.policy import CachePolicy
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Context, Substitute
+from cachepolicies.engine import check
 from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineSettings, Evaluate, Exchange
 from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.conditioning import version_of
@@ -22,6 +23,7 @@ from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.loop import served_place
 from cachepolicies.engine.memory import Key, RowMaxima
 from cachepolicies.engine.run import DecisionGroup, Run
+from cachepolicies.engine.trace import CallRecord
 from cachepolicies.engine.watch import Watch
 from cachepolicies.profiles.schema import Profile
 
@@ -51,6 +53,7 @@ class Engine:
         reuses: whether the policy ever does; if not, nothing is remembered and no tensor looked at.
         signals: names of those that policy or substitute declare.
         looks: whether latents are looked at: something may be reused, or somebody looks on.
+        passes: whether calls pass through as they are: nothing is looked at, not by the policy either.
         by_place: whether the policy decides place by place.
         looks_at_input: whether policy or substitute look at what goes into a place.
     """
@@ -69,6 +72,7 @@ class Engine:
     reuses: bool = field(init=False, repr=False)
     signals: frozenset[str] = field(init=False, repr=False)
     looks: bool = field(init=False, repr=False)
+    passes: bool = field(init=False, repr=False)
     by_place: bool = field(init=False, repr=False)
     looks_at_input: bool = field(init=False, repr=False)
 
@@ -83,6 +87,10 @@ class Engine:
     @looks.default
     def _looked_at(self) -> bool:
         return self.reuses or self.watch is not None
+
+    @passes.default
+    def _passed_through(self) -> bool:
+        return not self.looks and type(self.policy).observe is CachePolicy.observe
 
     @by_place.default
     def _grain_of_policy(self) -> bool:
@@ -221,6 +229,33 @@ class ServedCall:
                 answer = evaluate(wanted.rows, wanted.audit)
         finally:
             exchange.close()
+
+    def pass_through(self) -> None:
+        """Record a call of which nothing is looked at: the denoiser runs as it would without a cache.
+
+        A policy that never reuses is asked, and its decision recorded; it is told nothing of the outputs.
+        """
+        call, group, key = self.call, self.group(WHOLE), self.key(WHOLE)
+        led = group.t != call.t or key in group.served
+        decision = group.decision
+        if led or decision is None:
+            decision = check.decided(self.engine.policy, self.step(Arrival()), group.state)
+            group.t, group.served, group.decision = call.t, set(), decision
+        group.served.add(key)
+        record = CallRecord(
+            call.t,
+            call.branch,
+            (True,) * len(decision.reuse),
+            decision.reason,
+            decision.score,
+            decision.tolerance,
+            led,
+            self.index,
+            True,
+            call=self.number,
+        )
+        self.request.trace.records.append(record)
+        self.leave()
 
     def leave(self) -> None:
         """End the call, after its last place: the next one is told by what this one was."""

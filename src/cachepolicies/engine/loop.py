@@ -79,7 +79,7 @@ def _carried_out(
         return StandIn(_evaluated(served, arrival, point, output, None))
     key = served.key(arrival.place)
     store = served.run.memory.held(key)
-    answer = stand_in(served.engine.substitute, served.context(arrival), store)
+    answer = stand_in(served.engine.substitute, served.context(arrival), store, read_only=arrival.read_only)
     output = answer.output
     rows = layout.select([not reuse for reuse in decision.reuse])
     if rows:
@@ -114,6 +114,8 @@ def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, r
         return
     key, memory = served.key(arrival.place), served.run.memory
     entered = arrival.input if served.engine.substitute.wants_input else None
-    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, served.maxima))
+    # Where samples part, rows of what is kept are written on later, and a policy may hold it.
+    owned = arrival.read_only and rows is None and served.run.info.decisions == 1
+    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, served.maxima, owned))
     if rows is None:
         memory.note_present(key, served.call.t, fresh)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from attrs import define, field, frozen
@@ -20,18 +21,44 @@ Key = tuple[str, str]
 
 
 class RowMaxima:
-    """The largest magnitude of every row of a tensor, finite exactly where the row is.
+    """Largest magnitudes of the rows of a tensor, finite exactly where the row is.
 
     Attributes:
-        values: ``(B,)`` on the tensor's device.
-        host: the same numbers, where the host sees them without waiting; else ``None``.
+        host: a number for every row, where the host sees the tensor without waiting; else ``None``. Where all rows are
+            finite it is the largest of all, for each: one pass over the memory tells that.
     """
 
-    __slots__ = ("host", "values")
+    __slots__ = ("_values", "host")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.values = row_maximum(tensor.detach())
-        self.host: list[float] | None = self.values.tolist() if visible(tensor) else None
+        self._values: Tensor | None = None
+        self.host: list[float] | None = None
+        tensor = tensor.detach()
+        if visible(tensor) and tensor.dtype in _ORDERED:
+            low, high = torch.aminmax(tensor)
+            largest = max(_number(high), -_number(low))
+            if math.isfinite(largest):
+                self.host = [largest] * tensor.shape[0]
+                return
+        self._values = row_maximum(tensor)
+        if visible(tensor):
+            self.host = self._values.tolist()
+
+    @property
+    def values(self) -> Tensor:
+        """``(B,)`` the same on the tensor's device."""
+        if self._values is None:
+            self._values = torch.tensor(self.host)
+        return self._values
+
+
+def _number(scalar: Tensor) -> float:
+    value: Any = scalar.tolist()  # unlike `item`, it dispatches no operator
+    return float(value)
+
+
+_ORDERED = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+"""Kinds of numbers that have a smallest and a largest one."""
 
 
 @frozen(eq=False)
@@ -46,6 +73,7 @@ class Evaluated:
         rows: the rows that were evaluated, ``None`` for all.
         entered: ``(B, ...)`` what had gone into the place, or ``None``.
         maxima: of the latent, all rows.
+        owned: whether nobody else writes on ``fresh``, so that it can be kept as it is.
     """
 
     key: Key
@@ -55,6 +83,7 @@ class Evaluated:
     rows: Sequence[int] | None
     entered: Tensor | None
     maxima: RowMaxima
+    owned: bool = False
 
 
 @define(eq=False)
@@ -163,7 +192,7 @@ class Memory:
         entered = done.entered
         if entered is not None and rows is not None:
             entered = entered.index_select(0, index_on(rows, entered.device))
-        store.push(fresh, done.t, done.point, rows, self.batch, entered)
+        store.push(fresh, done.t, done.point, rows, self.batch, entered, owned=done.owned and fresh is done.fresh)
 
     def _remember_unseen(self, store: Store, done: Evaluated, found: RowMaxima) -> None:
         """Store an evaluation on an accelerator without waiting to see whether it is finite.

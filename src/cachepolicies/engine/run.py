@@ -11,12 +11,11 @@ from torch import Tensor
 
 from cachepolicies.base.errors import RunError
 from cachepolicies.base.timesteps import slack_of
-from cachepolicies.base.units import row_rms
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.contracts.reasons import EngineReason, RestartCause
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.engine.call import Call, Declaration
-from cachepolicies.engine.conditioning import Conditioned, differs
+from cachepolicies.engine.conditioning import Conditioned, Kept, differs, version_of
 from cachepolicies.engine.memory import Key, Memory
 
 _STAGES = 7
@@ -32,12 +31,26 @@ class LastCall:
 
     Attributes:
         t: noise level.
-        mark: ``(2, B)`` largest magnitude and RMS of the latent's rows, which tell latents apart; ``None`` where no
-            comparison can be needed.
+        maxima: ``(B,)`` largest magnitude of the latent's rows; ``None`` where no comparison can be needed.
+        latent: the latent, as long as somebody else holds it.
     """
 
     t: float
-    mark: Tensor | None
+    maxima: Tensor | None
+    latent: Kept | None = None
+
+    def was_of(self, x: Tensor, maxima: Tensor) -> bool:
+        """Return whether the call was of this latent; waits for the device.
+
+        Args:
+            x: ``(B, ...)``.
+            maxima: of its rows.
+        """
+        if self.maxima is None or self.maxima.shape != maxima.shape or not torch.equal(self.maxima, maxima):
+            return False
+        own = None if self.latent is None else self.latent.alive()
+        # of a latent that is gone, or was written on since, the magnitudes are all that is known
+        return own is None or self.latent is None or self.latent.version != version_of(own) or torch.equal(own, x)
 
 
 @define(eq=False)
@@ -184,10 +197,9 @@ class Run:
             RunError: the same latent came twice at the same t with other conditioning.
         """
         last = self.last_calls.get(call.branch)
-        if last is None or last.mark is None or call.labelled or last.t != call.t:
+        if last is None or last.maxima is None or call.labelled or last.t != call.t:
             return
-        mark = _mark(call, maxima)
-        if last.mark.shape != mark.shape or not torch.equal(last.mark, mark):
+        if not last.was_of(call.x, maxima):
             return
         known = self.conditioned.get(call.branch)
         if known is not None and differs(known.kept, call.conditioning):
@@ -202,7 +214,10 @@ class Run:
         self.last_t = call.t
         self._recent.append(call.t)
         told = maxima is None or call.labelled or not call.conditioning
-        self.last_calls[call.branch] = LastCall(call.t, None if maxima is None or told else _mark(call, maxima))
+        if told:
+            self.last_calls[call.branch] = LastCall(call.t, None)
+        else:
+            self.last_calls[call.branch] = LastCall(call.t, maxima, Kept.mere(call.x))
 
     def note_conditioning(self, call: Call) -> None:
         """Forget what a branch remembers where what it is conditioned on has changed; the call is then evaluated."""
@@ -210,6 +225,8 @@ class Run:
         if known is None:
             if call.conditioning:
                 self.conditioned[call.branch] = Conditioned.of(call.conditioning)
+            return
+        if known.is_steady(call.conditioning):
             return
         if known.changes(call.conditioning):
             self.memory.forget_branch(call.branch)
@@ -247,7 +264,3 @@ def check_declared(declaration: Declaration, t: float) -> None:
             f"the run was declared with {len(declaration.timesteps)} timesteps from {first:g} to {last:g}, but its "
             f"first call has t={t:g}, which is not among them; declare the t that the denoiser is called with"
         )
-
-
-def _mark(call: Call, maxima: Tensor) -> Tensor:
-    return torch.stack([maxima.float(), row_rms(call.x.detach()).float()])

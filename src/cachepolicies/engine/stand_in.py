@@ -30,8 +30,8 @@ class StandIn:
     clipped: Tensor | None = None
 
 
-def stand_in(substitute: Substitute, context: Context, store: Store) -> StandIn:
-    """Return the substitute's prediction for all rows, in memory that is not the store's.
+def stand_in(substitute: Substitute, context: Context, store: Store, *, read_only: bool = False) -> StandIn:
+    """Return the substitute's prediction for all rows, in memory that is not the store's unless it is only read.
 
     Raises:
         PolicyError: the prediction has another shape or dtype than what it stands in for.
@@ -51,6 +51,8 @@ def stand_in(substitute: Substitute, context: Context, store: Store) -> StandIn:
     # An extrapolation of order 0 is a remembered output itself: there is nothing to guard.
     if order is None or any(order):
         output, clipped = clip(output, newest, store.sizes, substitute.guard)
+    if read_only:
+        return StandIn(output, order, clipped)
     owned = {
         kept.untyped_storage().data_ptr()
         for refresh in history

@@ -89,6 +89,8 @@ class Store:
         rows: Sequence[int] | None,
         batch: int,
         entered: Tensor | None = None,
+        *,
+        owned: bool = False,
     ) -> None:
         """Remember an evaluation.
 
@@ -99,9 +101,10 @@ class Store:
             rows: which rows of the batch were evaluated, ``None`` for all.
             batch: rows of the batch.
             entered: what had gone into the place, rows as those of the output; ``None`` if it is not wanted.
+            owned: whether an output of all rows can be kept as it is, not copied.
         """
         with ordinary_tensors():
-            self._push(output, t, point, rows, batch, entered)
+            self._push(output, t, point, rows, batch, entered, owned)
 
     def _push(
         self,
@@ -111,6 +114,7 @@ class Store:
         rows: Sequence[int] | None,
         batch: int,
         entered: Tensor | None,
+        owned: bool,
     ) -> None:
         output = output.detach()
         entered = None if entered is None else entered.detach()
@@ -121,7 +125,7 @@ class Store:
             self._start_over_if_different(output)
             self._measure(output, None, batch)
             kept = None if entered is None else entered.clone()
-            fresh = Refresh(output.clone(), [t] * batch, [True] * batch, [point] * batch, kept)
+            fresh = Refresh(output if owned else output.clone(), [t] * batch, [True] * batch, [point] * batch, kept)
             self._refreshes = [fresh, *self._refreshes][: self._capacity]
             return
         if not self._refreshes:

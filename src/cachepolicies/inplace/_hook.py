@@ -40,7 +40,7 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
     def release(self) -> None:
         """Forget whom it serves: it was taken out, and serves no call any more."""
         self._serve, self._end = _nobody, _nothing
-        self.fn_ref = None  # which leads back here, and to the module
+        del self.fn_ref  # which leads back here, and to the module
         del self.new_forward
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:

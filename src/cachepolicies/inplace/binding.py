@@ -179,7 +179,7 @@ class Binding:
         self.assembly = assembly
         self.choice, self.site = assembly.choice, assembly.site
         self.hook = DenoiserHook(self.serve, self.end_run)
-        self.requests: Requests[InPlaceRequest] = Requests(partial(InPlaceRequest, self.choice), name)
+        self.requests: Requests[InPlaceRequest] = Requests(partial(_request_of, weakref.ref(self)), name)
         self._signature = signature
         self._clock = clock
         self._enabled_with = None if clock is None else clock.scheduler()
@@ -249,6 +249,10 @@ class Binding:
             served = enter(request, call)
             if request.run is not before:
                 request.branches.forget_but(call.branch)
+            if served.engine.passes:
+                output = function(*args, **kwargs)
+                served.pass_through()
+                return output
             invocation = Invocation(function, args, kwargs, self._signature, x)
             output = self.site.serve(served, invocation)
             served.look(invocation)
@@ -387,3 +391,10 @@ class Binding:
 
 def _alike(one: Scheduler, other: Scheduler) -> bool:
     return one.name == other.name and dict(one.config) == dict(other.config)
+
+
+def _request_of(binding: weakref.ref[Binding]) -> InPlaceRequest:
+    """Return a new request of a binding, which it does not keep alive."""
+    found = binding()
+    assert found is not None  # it holds who asks
+    return InPlaceRequest(found.choice)

@@ -61,6 +61,9 @@ class BranchRecogniser:
 
     def _recognised(self, conditioning: Mapping[str, Any], served: Collection[str]) -> _Known | None:
         # By identity first: it costs nothing, while comparing values waits for the device.
+        for known in self._known:
+            if known.conditioned.is_steady(conditioning):
+                return known
         found = self._first(lambda known: same_objects(known.conditioned.kept, conditioning))
         found = found or self._first(lambda known: not known.conditioned.changes(conditioning))
         if found is not None:

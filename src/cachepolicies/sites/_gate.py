@@ -76,25 +76,43 @@ def _made_from(kind: Any) -> type[nn.Module]:
     return made  # type: ignore[no-any-return]
 
 
-@contextmanager
-def gates(handlers: Mapping[nn.Module, Handler]) -> Iterator[None]:
-    """Put a gate around every module for the calls of this thread, for the length of the context.
+class Gates:
+    """Gates around modules for the calls of this thread, from when they are placed until `close`."""
 
-    Raises:
-        RunError: a module has a gate of this thread already: two sites work on one model at the same time.
-    """
-    thread = _here.thread = threading.get_ident()
-    placed: list[nn.Module] = []
-    try:
+    __slots__ = ("_placed", "_thread")
+
+    def __init__(self) -> None:
+        self._thread = _here.thread = threading.get_ident()
+        self._placed: list[nn.Module] = []
+
+    def place(self, handlers: Mapping[nn.Module, Handler]) -> None:
+        """Put a gate around every module.
+
+        Raises:
+            RunError: a module has a gate of this thread already: two sites work on one model at the same time.
+        """
         with _exchanging:
             for module, handler in handlers.items():
-                _place(module, handler, thread)
-                placed.append(module)
+                _place(module, handler, self._thread)
+                self._placed.append(module)
+
+    def close(self) -> None:
+        """Take them off."""
+        with _exchanging:
+            for module in self._placed:
+                _take_off(module, self._thread)
+            self._placed = []
+
+
+@contextmanager
+def gates(handlers: Mapping[nn.Module, Handler]) -> Iterator[None]:
+    """Put a gate around every module for the length of the context; raises as `Gates.place`."""
+    placed = Gates()
+    try:
+        placed.place(handlers)
         yield
     finally:
-        with _exchanging:
-            for module in placed:
-                _take_off(module, thread)
+        placed.close()
 
 
 def _place(module: nn.Module, handler: Handler, thread: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -24,7 +23,7 @@ from cachepolicies.contracts.site import ResolvedSite
 from cachepolicies.engine.call import WHOLE, Arrival, EvaluationRequest, Exchange
 from cachepolicies.engine.engine import ServedCall
 from cachepolicies.engine.invocation import Invocation
-from cachepolicies.sites._gate import Handler, gates
+from cachepolicies.sites._gate import Gates, Handler
 from cachepolicies.sites._graphs import compiling_around
 from cachepolicies.sites._rows import merge_rows
 from cachepolicies.sites.flops import CountedFlops, can_count
@@ -121,7 +120,7 @@ class InsideSite(ResolvedSite):
         self._twins: WeakKeyDictionary[threading.Thread, InsideSite] = WeakKeyDictionary()
         self._first_thread = threading.get_ident()
         self.bypass = Bypass()
-        self._around: ExitStack | None = None
+        self._placed: Gates | None = None
 
     @property
     def name(self) -> str:
@@ -167,13 +166,15 @@ class InsideSite(ResolvedSite):
     def _serve(self, served: ServedCall, invocation: Invocation) -> Any:
         exchange = PlaceExchange(served, invocation)
         try:
-            with ExitStack() as around:
-                around.enter_context(gates(self.handlers(served.engine.signals)))
-                self._around = around
+            gates = self._placed = Gates()
+            try:
+                gates.place(self.handlers(served.engine.signals))
                 if self._shares or not self._countable or not served.engine.reuses:
                     output = self._served(exchange, invocation)
                 else:
                     output = self._measured(exchange, invocation)
+            finally:
+                gates.close()
             served.leave()
             return output
         except BaseException:
@@ -318,9 +319,9 @@ class InsideSite(ResolvedSite):
     def _bypass(self, on: bool) -> None:
         """Say whether the site is bypassed; the first time in a call, the modules inside of it get their gates."""
         self.bypass.on = on
-        if on and self._around is not None:
-            self._around.enter_context(gates(self.bypassed()))
-            self._around = None
+        if on and self._placed is not None:
+            self._placed.place(self.bypassed())
+            self._placed = None
 
     def _captured(self) -> Tensor:
         fresh = self._pass.fresh
@@ -351,10 +352,13 @@ class InsideSite(ResolvedSite):
                 output = self._served(exchange, invocation)
             finally:
                 self._flops = None
-        if counter.total and self._pass.mode == "capture":
-            self._shares[WHOLE] = self._flops_before / counter.total
+        if self._pass.mode == "capture":
+            if counter.whole and counter.total:
+                self._shares[WHOLE] = self._flops_before / counter.total
+            else:
+                self._countable = False
         return output
 
     def _release(self) -> None:
-        self._exchange = self._around = None
+        self._exchange = self._placed = None
         self._begin("ask", 0)

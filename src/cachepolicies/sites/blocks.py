@@ -88,7 +88,7 @@ class BlocksSite(InsideSite):
                     f"has no argument {stream!r}; its arguments are {', '.join(names.all)}"
                 )
         ends, last = adapter.ends_before, len(blocks) - 1
-        self._members = self._current_members()
+        self._places = self._current_places()
         self._handlers: dict[nn.Module, Handler] = {}
         self._bypassed: dict[nn.Module, Handler] = {}
         self._with_taps: dict[tuple[frozenset[str], bool], Mapping[nn.Module, Handler]] = {}
@@ -102,13 +102,30 @@ class BlocksSite(InsideSite):
             end = submodule(network, ends, f"adapter of {adapter.model!r}")
             self._handlers[end] = _End(self, ArgumentNames(end))
 
-    def _current_members(self) -> list[nn.Module]:
-        members: list[nn.Module] = []
-        for blocks in self.adapter.stack:  # at every call: without names and messages
-            module = submodule(self.network, blocks.path, "adapter")
-            members += module if isinstance(module, nn.ModuleList) else [module]
-        paths = [self.adapter.ends_before, *(s.path for s in self.adapter.signals.values() if isinstance(s, OutputOf))]
-        return members + [submodule(self.network, path, "adapter") for path in paths if path is not None]
+    def _current_places(self) -> list[tuple[dict[str, Any], tuple[tuple[str, Any], ...]]]:
+        """Return the modules that the gates are for, with the dictionaries that their parents hold them in."""
+        found: list[tuple[dict[str, Any], tuple[tuple[str, Any], ...]]] = []
+        signals = self.adapter.signals.values()
+        paths = [self.adapter.ends_before, *(each.path for each in signals if isinstance(each, OutputOf))]
+        for path in (*(blocks.path for blocks in self.adapter.stack), *(path for path in paths if path is not None)):
+            module = self.network
+            for name in path.split("."):
+                parent = module._modules
+                module = submodule(module, name, "adapter")
+                found.append((parent, ((name, module),)))
+            if isinstance(module, nn.ModuleList):
+                found.append((module._modules, tuple(module._modules.items())))
+        return found
+
+    def _is_unchanged(self) -> bool:
+        """Return whether every module is still where it was; asked at every call."""
+        for held, entries in self._places:
+            if len(entries) > 1 and len(held) != len(entries):
+                return False
+            for name, module in entries:
+                if held.get(name) is not module:
+                    return False
+        return True
 
     @property
     def remembers_residuals(self) -> bool:
@@ -131,7 +148,7 @@ class BlocksSite(InsideSite):
 
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gates of the stack, and of the modules whose outputs are wanted as signals."""
-        if self._members != self._current_members():  # LoRA wraps modules, and unwraps them
+        if not self._is_unchanged():  # LoRA wraps modules, and unwraps them
             self._resolve()
         # Blocks of one class that are compiled by themselves share a graph as long as all have a gate, or none.
         compiled = getattr(self._first, "_compiled_call_impl", None) is not None
@@ -159,7 +176,7 @@ class BlocksSite(InsideSite):
         served = self.asking
         wanted = frozenset() if served is None else served.wanted_signals()
         signals = {name: self._signal(name, arguments) for name in wanted}
-        self.arrive(Arrival(WHOLE, self._packed_input(served), signals))
+        self.arrive(Arrival(WHOLE, self._packed_input(served), signals, read_only=True))
 
     def _packed_input(self, served: ServedCall | None) -> Tensor | None:
         """Return what enters the stack as one tensor, where somebody looks at it; putting it together is a copy."""

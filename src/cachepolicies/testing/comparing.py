@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
@@ -39,6 +40,8 @@ def _difference(one: Any, other: Any, where: str, seen: dict[tuple[int, int], No
     for kind, compare in _COMPARED:
         if isinstance(one, kind):
             return compare(one, other, where, seen, depth + 1)
+    if isinstance(one, weakref.ref):  # what is not kept alive is no part of it
+        return None if type(one()) is type(other()) else f"{where or 'it'} leads to {one()!r} and {other()!r}"
     parts = _parts(one)
     if parts is not None:
         return _mappings(parts, _parts(other) or {}, where, seen, depth + 1)

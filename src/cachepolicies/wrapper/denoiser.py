@@ -30,7 +30,7 @@ from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import DEFAULT_BRANCH, Call, Declaration
 from cachepolicies.engine.choice import Choice
 from cachepolicies.engine.conditioning import comes_with_memory
-from cachepolicies.engine.engine import enter
+from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.requests import Requests, generator_of
@@ -185,6 +185,7 @@ class CachedDenoiser(RunAwareDenoiser):
         self._signature = Signature.of(model, x_name, t_name, batched, rows)
         self._requests: Requests[Request] = Requests(partial(Request, self._choice), "this denoiser")
         self._branch: ContextVar[str | None] = ContextVar("branch", default=None)
+        self._is_plain = isinstance(self._choice, Engine) and self._choice.passes
         if self.profile is not None and self._scheduler is not None:
             check_profile(self.profile, scheduler=self._scheduler)
 
@@ -324,7 +325,7 @@ class CachedDenoiser(RunAwareDenoiser):
         except BaseException:
             request.reset()
             raise
-        conditioning = self._signature.conditioning(args, kwargs)
+        conditioning = {} if self._is_plain else self._signature.conditioning(args, kwargs)
         if comes_with_memory(conditioning):
             request.pass_by(level, name or DEFAULT_BRANCH)
             return self.model(*args, **kwargs)
@@ -341,6 +342,14 @@ class CachedDenoiser(RunAwareDenoiser):
             origin=generator_of(2) if declaration is None else 0,
         )
         served = enter(request, call)
+        if served.engine.passes:
+            try:
+                output = self.model(*args, **kwargs)
+            except BaseException:
+                request.reset()
+                raise
+            served.pass_through()
+            return output
         invocation = Invocation(self.model, args, kwargs, self._signature, x)
         output = self._site.serve(served, invocation)
         served.look(invocation)
