@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from torch import nn
 
@@ -412,3 +417,129 @@ def test_a_call_that_is_tried_again_after_an_error_begins_anew(site):
     denoiser(x, 600.0)
     denoiser(x, 400.0)
     assert [(r.t, r.evaluated[0]) for r in denoiser.trace.records] == [(600.0, True), (400.0, False)]
+
+
+# --- several processes, and solvers that control their error ---------------------------------------------------------
+
+
+class Ranks(SimpleNamespace):
+    """What diffusers keeps of ``enable_parallelism``."""
+
+
+def parallel(ulysses: int, ring: int = 1) -> Ranks:
+    return Ranks(context_parallel_config=SimpleNamespace(ulysses_degree=ulysses, ring_degree=ring))
+
+
+@pytest.mark.parametrize(("config", "ranks"), [(parallel(2), 2), (parallel(1, 4), 4), (parallel(2, 2), 4)])
+def test_context_parallelism_is_refused_in_either_order(config, ranks):
+    network: Any = Network()
+    network._parallel_config = config
+    for make in (CachedDenoiser, cachepolicies.enable):
+        for site in ("output", "blocks"):
+            with pytest.raises(SettingsError, match=f"context parallelism over {ranks} processes"):
+                make(network, Uniform(every=2), site=site)
+    CachedDenoiser(network, "never")(torch.ones(1, 4), 1.0)
+    later: Any = Network()
+    with cachepolicies.enable(later, Uniform(every=2)) as enabled, enabled.run(TIMES):
+        later._parallel_config = config
+        with pytest.raises(cachepolicies.RunError, match=f"context parallelism over {ranks} processes"):
+            later(torch.ones(1, 4), TIMES[0])
+
+
+@pytest.mark.parametrize("config", [None, parallel(1), Ranks(context_parallel_config=None), Ranks()])
+def test_one_process_is_not_parallel(config):
+    network: Any = Network()
+    network._parallel_config = config
+    CachedDenoiser(network, Uniform(every=2))
+
+
+@pytest.mark.parametrize("method", ["RK45", "RK23", "DOP853"])
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_solver_that_rejects_steps_is_evaluated_from_there_on(method, declared):
+    def model(x, t):
+        return -3 * x + 5 * torch.cos(torch.as_tensor(t / 100.0)) * (1 + x**2).sqrt()
+
+    def solved(denoiser: Any) -> Any:
+        def slope(t: float, y: Any) -> Any:
+            return -denoiser(torch.tensor(y).reshape(1, 8), float(t)).reshape(-1).numpy() / 100
+
+        return scipy.integrate.solve_ivp(
+            slope, (1000.0, 0.0), np.linspace(-1, 1, 8), method=method, rtol=1e-3, atol=1e-3
+        ).y[:, -1]
+
+    plain = solved(model)
+    never = CachedDenoiser(model, "never")
+    assert np.array_equal(solved(never), plain)
+    assert not never.trace.notes
+
+    levels = np.linspace(1000, 0, 21)
+    cached = CachedDenoiser(model, Uniform(every=2) if declared else Scripted({750.0: True}))
+
+    def with_cache() -> Any:
+        if not declared:
+            return solved(cached)
+        with cached.run(timesteps=levels):
+            return solved(cached)
+
+    if not declared:  # nothing was reused, and nothing is said
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheWarning)
+            assert np.array_equal(with_cache(), plain)
+    else:
+        with pytest.warns(CacheWarning, match="a solver that controls its error has to see the model as it is") as said:
+            with_cache()
+        assert len(said) == 1
+        reasons = [record.reason[0] for record in cached.trace.records]
+        first = reasons.index(EngineReason.STEPS_REJECTED)
+        assert set(reasons[first:]) == {EngineReason.STEPS_REJECTED}
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("site", ["output", "blocks", "blocks.1"])
+def test_a_wrapper_and_its_model_are_freed_with_the_last_reference(site):
+    network = Network()
+    denoiser = CachedDenoiser(network, Uniform(every=2), site=site)
+    with denoiser.run(timesteps=TIMES):
+        for t in TIMES:
+            denoiser(torch.ones(1, 4), t)
+    kept = weakref.ref(denoiser), weakref.ref(network)
+    del denoiser, network
+    assert [each() for each in kept] == [None, None]
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("site", ["output", "blocks", "blocks.1"])
+def test_a_model_is_freed_after_its_cache_was_taken_off(site):
+    network = Network()
+    enabled = cachepolicies.enable(network, Uniform(every=2), site=site)
+    with enabled.run(TIMES):
+        for t in TIMES:
+            network(torch.ones(1, 4), t)
+    enabled.disable()
+    kept = weakref.ref(network)
+    del network, enabled
+    assert kept() is None
+
+
+@pytest.mark.parametrize("site", ["output", "blocks"])
+def test_nothing_is_kept_after_a_run(site):
+    network = Network()
+    denoiser = CachedDenoiser(network, Uniform(every=2), site=site)
+    x = torch.ones(1, 4)
+    with denoiser.run(timesteps=TIMES):
+        outputs = [denoiser(x, t) for t in TIMES]
+    kept = [weakref.ref(each) for each in (x, *outputs)]
+    del x, outputs
+    gc.collect()
+    assert all(each() is None for each in kept)
