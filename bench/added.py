@@ -1,7 +1,7 @@
 """What a cache adds to a step at which everything is computed, ours and its peers', on a tiny transformer.
 
-``python bench/added.py``: processor time of one thread, the lowest tenth of the calls of a run, medians over interleaved
-runs, less that of the bare model in the same. Nothing is skipped: thresholds are zero, and every step is planned. Writes
+``python bench/added.py``: processor time of one thread, the lowest tenth of the calls of a run, medians over runs that
+are interleaved, less that of the bare model. Nothing is skipped: thresholds are zero, and every step is planned. Writes
 ``bench/results/added.csv``.
 """
 
