@@ -472,7 +472,7 @@ def test_a_solver_that_rejects_steps_is_evaluated_from_there_on(method, declared
     assert np.array_equal(solved(never), plain)
     assert not never.trace.notes
 
-    levels = np.linspace(1000, 0, 21)
+    levels = tuple(np.linspace(1000, 0, 21).tolist())
     cached = CachedDenoiser(model, Uniform(every=2) if declared else Scripted({750.0: True}))
 
     def with_cache() -> Any:
