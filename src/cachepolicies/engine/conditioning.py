@@ -61,6 +61,16 @@ class Kept:
         """Return whether something is the very tensor, and nobody has written on it since; reads nothing."""
         return isinstance(tensor, Tensor) and self.alive() is tensor and self.version == version_of(tensor)
 
+    def still_equals(self, tensor: Tensor) -> bool | None:
+        """Return whether a tensor has the values of this one, ``None`` where it is gone or was written on since.
+
+        Waits for the device where they are two tensors.
+        """
+        own = self.alive()
+        if own is None or self.version != version_of(own):
+            return None
+        return own is tensor or (own.shape == tensor.shape and own.dtype == tensor.dtype and torch.equal(own, tensor))
+
     def differs(self, tensor: object) -> bool:
         """Return whether something is another tensor with other values; waits for the device if it has to compare."""
         if self.is_same(tensor):

@@ -252,15 +252,16 @@ class Request:
 
     def _warn_if_pointless(self) -> None:
         trace, declaration = self.trace, self.declaration
-        if any(reason.text in trace.reasons() for reason in _TOLD):
-            return
         if not self.policy.reuses or len({record.t for record in trace.records}) < 2:
             return
         steps = None if declaration is None else declaration.num_steps
         if steps is not None and steps < FEW_STEPS:
             self.warn_once("few steps", f"a run of {steps} steps has too few to gain much from reuse")
         elif all(all(record.evaluated) for record in trace.records):
-            why = ", ".join(f"{reason} ({n})" for reason, n in list(trace.reasons().items())[:3])
+            reasons = trace.reasons()
+            if any(reason.text in reasons for reason in _TOLD):
+                return
+            why = ", ".join(f"{reason} ({n})" for reason, n in list(reasons.items())[:3])
             self.warn_once("no reuse", f"nothing was reused in a run of {trace.calls} calls: {why}{_nearest(trace)}")
 
     def _note_rising_t(self, run: Run | None, call: Call) -> None:

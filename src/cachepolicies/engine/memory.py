@@ -10,7 +10,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from cachepolicies.base.host import index_on, read_together, visible
+from cachepolicies.base.host import index_on, ordinary_tensors, read_together, visible
 from cachepolicies.base.units import row_maximum
 from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.substitute import Substitute, order_of
@@ -192,7 +192,9 @@ class Memory:
         entered = done.entered
         if entered is not None and rows is not None:
             entered = entered.index_select(0, index_on(rows, entered.device))
-        store.push(fresh, done.t, done.point, rows, self.batch, entered, owned=done.owned and fresh is done.fresh)
+        owned = done.owned and fresh is done.fresh
+        with ordinary_tensors():
+            store.push(fresh, done.t, done.point, rows, self.batch, entered, owned=owned)
 
     def _remember_unseen(self, store: Store, done: Evaluated, found: RowMaxima) -> None:
         """Store an evaluation on an accelerator without waiting to see whether it is finite.

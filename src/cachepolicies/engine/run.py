@@ -15,7 +15,7 @@ from cachepolicies.contracts.policy import Decision
 from cachepolicies.contracts.reasons import EngineReason, RestartCause
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.engine.call import Call, Declaration
-from cachepolicies.engine.conditioning import Conditioned, Kept, differs, version_of
+from cachepolicies.engine.conditioning import Conditioned, Kept, differs
 from cachepolicies.engine.memory import Key, Memory
 
 _STAGES = 7
@@ -48,9 +48,8 @@ class LastCall:
         """
         if self.maxima is None or self.maxima.shape != maxima.shape or not torch.equal(self.maxima, maxima):
             return False
-        own = None if self.latent is None else self.latent.alive()
         # of a latent that is gone, or was written on since, the magnitudes are all that is known
-        return own is None or self.latent is None or self.latent.version != version_of(own) or torch.equal(own, x)
+        return self.latent is None or self.latent.still_equals(x) is not False
 
 
 @define(eq=False)

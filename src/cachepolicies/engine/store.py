@@ -9,7 +9,7 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from cachepolicies.base.host import index_on, ordinary_tensors
+from cachepolicies.base.host import index_on
 from cachepolicies.base.units import row_rms
 from cachepolicies.contracts.substitute import Refresh
 
@@ -103,19 +103,6 @@ class Store:
             entered: what had gone into the place, rows as those of the output; ``None`` if it is not wanted.
             owned: whether an output of all rows can be kept as it is, not copied.
         """
-        with ordinary_tensors():
-            self._push(output, t, point, rows, batch, entered, owned)
-
-    def _push(
-        self,
-        output: Tensor,
-        t: float,
-        point: int,
-        rows: Sequence[int] | None,
-        batch: int,
-        entered: Tensor | None,
-        owned: bool,
-    ) -> None:
         output = output.detach()
         entered = None if entered is None else entered.detach()
         if self.clipped is not None:

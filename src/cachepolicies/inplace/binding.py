@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from attrs import frozen
 from torch import Tensor, nn
 
 from cachepolicies.assembly.assemble import Assembly
@@ -23,7 +21,7 @@ from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import order_of
 from cachepolicies.engine.call import DEFAULT_BRANCH, Call, Declaration
 from cachepolicies.engine.choice import Choice
-from cachepolicies.engine.conditioning import comes_with_memory, version_of
+from cachepolicies.engine.conditioning import Kept, comes_with_memory
 from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
@@ -68,7 +66,7 @@ class InPlaceRequest(Request):
         self.pipeline_run: PipelineRun | None = None
         self.announced: Position | None = None
         self.at: tuple[object, float] | None = None
-        self.served: dict[str, _Latent] = {}
+        self.served: dict[str, Kept] = {}
         self.full = False
 
     def conclude(self, failed: bool = False) -> None:
@@ -123,11 +121,11 @@ class InPlaceRequest(Request):
         if self.full:
             return branch, EngineReason.SIDE_BY_SIDE
         if before is None or self.pipeline_run is None or not self.engine.looks:
-            self.served[branch] = _Latent.of(x)
+            self.served[branch] = Kept.mere(x)
             return branch, None
-        if not before.is_same(x):
+        if not before.still_equals(x):
             if at is None:
-                self.served[branch] = _Latent.of(x)
+                self.served[branch] = Kept.mere(x)
                 return branch, None
             # A cache for each is what they need, and nothing tells which is which: the first would lend to the second.
             self.full = True
@@ -141,25 +139,6 @@ class InPlaceRequest(Request):
         if perturbs:
             return f"{branch}, perturbed", None
         return f"{branch}, again", EngineReason.CALLED_AGAIN
-
-
-@frozen(eq=False)
-class _Latent:
-    """The latent of a call, as long as somebody else holds it."""
-
-    alive: weakref.ref[Tensor]
-    version: int
-
-    @classmethod
-    def of(cls, x: Tensor) -> _Latent:
-        return cls(weakref.ref(x), version_of(x))
-
-    def is_same(self, x: Tensor) -> bool:
-        """Return whether a latent is this one, or has its values; waits for the device where it is another tensor."""
-        own = self.alive()
-        if own is None or self.version != version_of(own):
-            return False
-        return own is x or (own.shape == x.shape and own.dtype == x.dtype and torch.equal(own, x))
 
 
 class Binding:
