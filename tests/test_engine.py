@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import weakref
@@ -33,6 +34,7 @@ from cachepolicies import (
     Step,
     Substitute,
 )
+from cachepolicies.base.outputs import tensor_of
 from cachepolicies.policies import Never, SenCache, Uniform
 from denoisers import SHAPE, Counted, mixture
 from made_profiles import linear_profile
@@ -488,7 +490,7 @@ def test_only_the_rows_that_need_it_are_evaluated_and_arguments_are_sliced_along
 
 
 def test_an_argument_that_cannot_be_sliced_is_refused_at_the_first_call():
-    denoiser = sencache(Counted(lambda x, t, rope: x))
+    denoiser = sencache(Counted(lambda x, t, rope: x), per_sample=True)
     with pytest.raises(InputError, match=r"'argument 2' has shape \(7, 2\): its first dimension fits neither 1 nor"):
         denoiser(noise(4), 1000.0, torch.zeros(7, 2))
     named = CachedDenoiser(lambda x, t, rope: x, Alternate(), batched=())
@@ -517,7 +519,7 @@ def test_lists_of_samples_are_sliced_when_they_are_named():
         assert denoiser(noise(), t, [1, 2])[:, 0, 0, 0].tolist() == [1.0, 2.0]
     assert denoiser.trace.records[1].evaluated == (False, True)
     with pytest.raises(InputError, match="'labels' is a list with as many entries"):
-        CachedDenoiser(model, LastRow())(noise(), 900.0, [1, 2])
+        CachedDenoiser(model, LastRow(), per_sample=True)(noise(), 900.0, [1, 2])
     arrays = CachedDenoiser(model, LastRow())
     for t in (900.0, 800.0):
         assert arrays(noise(), t, np.array([1, 2]))[:, 0, 0, 0].tolist() == [1.0, 2.0]
@@ -525,11 +527,52 @@ def test_lists_of_samples_are_sliced_when_they_are_named():
 
 def test_further_output_tensors_are_refused_before_they_are_mixed_up():
     for extra in (lambda x: x * 2, lambda x: {"h": x * 2}, lambda x: [x]):
-        denoiser = CachedDenoiser(lambda x, t, extra=extra: (x, extra(x)), LastRow())
-        with pytest.raises(RunError, match="further tensors beside its prediction"):
+        denoiser = CachedDenoiser(lambda x, t, extra=extra: (x, extra(x)), LastRow(), per_sample=True)
+        with pytest.raises(InputError, match="further tensors beside its prediction"):
             denoiser(noise(), 900.0)
     whole = CachedDenoiser(lambda x, t: (x, x * 2), Alternate(), per_sample=False)
     assert len(whole(noise(), 900.0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        (lambda x, t, rope: x * t + rope.sum(), (torch.ones(7, 2),)),
+        (lambda x, t, sizes: x * t, ([1, 2],)),
+        (lambda x, t: (x * t, x * 2), ()),
+        (lambda x, t: (x * t, {"hidden": [x]}), ()),
+    ],
+    ids=["tensor", "list", "two tensors", "tensor in a list"],
+)
+def test_where_rows_cannot_be_told_apart_the_batch_decides_as_one(model, arguments):
+    denoiser, x = CachedDenoiser(model, Alternate()), noise()
+    with pytest.warns(CacheWarning, match="decide as one here") as told:
+        outputs = [tensor_of(denoiser(x, t, *arguments)) for t in (900.0, 800.0, 700.0, 600.0)]
+    assert len(told) == 1
+    assert [len(record.evaluated) for record in denoiser.trace.records] == [1] * 4
+    assert [record.call for record in denoiser.trace.records] == [0, 1, 2, 3]
+    plain = [tensor_of(model(x, t, *arguments)) for t in (900.0, 800.0, 700.0, 600.0)]
+    evaluated = [record.evaluated[0] for record in denoiser.trace.records]
+    assert evaluated.count(False) == 2
+    assert all(torch.equal(a, b) for a, b, fresh in zip(outputs, plain, evaluated, strict=True) if fresh)
+    denoiser(x, 900.0, *arguments)  # the next run knows it, and says it no more
+    assert len(denoiser.trace.records[0].evaluated) == 1
+
+
+def test_an_output_with_one_field_and_lists_of_samples_are_predictions():
+    @dataclasses.dataclass
+    class Embedding:
+        embedding: torch.Tensor
+
+    x = noise()
+    for model in (lambda x, t: Embedding(x * t), lambda x, t: ([*(x * t)],)):
+        denoiser = CachedDenoiser(model, LastRow())
+        for t in (900.0, 800.0):
+            assert type(denoiser(x, t)) is type(model(x, t))
+        reused = tensor_of(denoiser(x, 700.0))
+        assert torch.equal(reused, torch.cat([x[:-1] * 900.0, x[-1:] * 700.0]))
+    with pytest.raises(InputError, match="a list of samples of different shapes"):
+        CachedDenoiser(lambda x, t: ([x[0], x[1, :1]],), Alternate())(x, 900.0)
 
 
 def test_x_and_t_in_one_place_are_refused():

@@ -19,7 +19,7 @@ import cachepolicies
 from cachepolicies import CachedDenoiser, CacheWarning, InputError, NeedsError, SettingsError
 from cachepolicies.adapters import adapter_of
 from cachepolicies.base.signature import RowIndex, Signature
-from cachepolicies.base.sources import is_memory, memory_of, returns_several
+from cachepolicies.base.sources import is_memory, memory_of, returns_tuple
 from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.policies import Uniform
 from cachepolicies.registry.load import adapters
@@ -159,7 +159,7 @@ def test_rows_are_found_however_deep_they_are(wrap):
 
 
 def test_rows_that_cannot_be_taken_out_are_refused():
-    denoiser = CachedDenoiser(lambda x, t, extra: x + extra.own, Parting())
+    denoiser = CachedDenoiser(lambda x, t, extra: x + extra.own, Parting(), per_sample=True)
     with denoiser.run(timesteps=TIMES):  # noqa: SIM117
         with pytest.raises(InputError, match=r"SimpleNamespace that holds.*per_sample=False"):
             denoiser(torch.ones(3, 4), TIMES[0], SimpleNamespace(own=torch.ones(3, 1)))
@@ -208,12 +208,12 @@ class Nested(nn.Module):
 
 
 def test_blocks_that_return_two_streams_are_refused_at_set_up():
-    assert returns_several(TwoStreams)
-    assert not returns_several(Nested)
-    assert not returns_several(Block)
+    assert returns_tuple(TwoStreams)
+    assert not returns_tuple(Nested)
+    assert not returns_tuple(Block)
     network = Network()
     network.blocks = nn.ModuleList([TwoStreams(), TwoStreams()])
-    with pytest.raises(NeedsError, match="TwoStreams, return several streams"):
+    with pytest.raises(NeedsError, match="TwoStreams, return a tuple"):
         cachepolicies.enable(network, Uniform(every=2))
     assert cachepolicies.enable(network, Uniform(every=2), site="output").policy.reuses
 

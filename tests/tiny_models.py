@@ -6,193 +6,28 @@ never on how many rows there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import diffusers
 import torch
-from attrs import field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
-Shape = tuple[int, ...]
-RowMaker = Callable[[torch.Generator], Any]
-"""Makes the argument of one row: a tensor ``(1, ...)``, or a list with one entry."""
-
-
-@frozen(eq=False)
-class TinyModel:
-    """How to make one model and what to call it with.
-
-    Attributes:
-        build: returns the model: float32, eval mode, no gradients, the same weights at every call.
-        inputs: ``inputs(batch, seed=0, t=None)`` returns the keyword arguments of a call; t in units of the class.
-        x_name: the argument that holds the latent.
-        t_name: the argument that holds the noise level.
-        batched: the arguments with one row a sample in their first dimension (or one entry a sample in a list).
-        columns: the arguments with one row a sample in their *second* dimension.
-        t_start: a noise level near the beginning of a run, in the units of the class.
-        t_end: one near the end; greater than ``t_start`` where the class counts from 0 (noise) to 1 (data).
-    """
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[..., dict[str, Any]]
-    x_name: str = "hidden_states"
-    t_name: str = "timestep"
-    batched: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    t_start: float = 900.0
-    t_end: float = 100.0
-
-    def rows(self, inputs: Mapping[str, Any], chosen: list[int]) -> dict[str, Any]:
-        """Cut the arguments of a call to some rows of the batch."""
-        cut = dict(inputs)
-        for name in self.batched:
-            cut[name] = _take(inputs[name], chosen)
-        for name in self.columns:
-            cut[name] = inputs[name][:, chosen]
-        return cut
-
-
-def _take(value: Any, rows: list[int]) -> Any:
-    if isinstance(value, dict):
-        return {key: _take(item, rows) for key, item in value.items()}
-    return value[rows] if isinstance(value, Tensor) else [value[row] for row in rows]
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
-
-
-def _builder(class_name: str, **config: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(20)
-            model = getattr(diffusers, class_name)(**config)
-            _liven(model)
-        return model.eval().requires_grad_(False)
-
-    return build
-
-
-def _liven(model: nn.Module) -> None:
-    """Give parameters that start as zeros small values, so that a tiny model uses all it has."""
-    generator = torch.Generator().manual_seed(21)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(0.0, 0.1, generator=generator)
-
-
-# --- inputs ----------------------------------------------------------------------------------------------------------
-
-
-@frozen(eq=False)
-class _Make:
-    """Builds the arguments of a call from what one row needs.
-
-    Attributes:
-        rows: argument to its shape without the batch (normal noise), or to a function that makes one row.
-        shared: argument to its value for the whole batch, or to a function of the batch size.
-        columns: argument to the shape of one row, whose dimension 1 is the batch.
-        t_name: name of the noise level.
-        t: its default value.
-        t_shape: further dimensions of it, every entry the same; ``None`` for one value whatever the batch.
-        t_dtype: its dtype.
-    """
-
-    rows: Mapping[str, Shape | RowMaker]
-    shared: Mapping[str, Any] = field(factory=dict)
-    columns: Mapping[str, Shape] = field(factory=dict)
-    t_name: str = "timestep"
-    t: float = 500.0
-    t_shape: Shape | None = ()
-    t_dtype: torch.dtype = torch.float32
-
-    def __call__(self, batch: int, seed: int = 0, t: float | None = None) -> dict[str, Any]:
-        generators = [torch.Generator().manual_seed(1000 * seed + row) for row in range(batch)]
-        made: dict[str, Any] = {}
-        for name, row in self.rows.items():
-            made[name] = _join([row(g) if callable(row) else torch.randn(1, *row, generator=g) for g in generators])
-        for name, shape in self.columns.items():
-            made[name] = torch.stack([torch.randn(*shape, generator=g) for g in generators], dim=1)
-        value = self.t if t is None else t
-        size = (1,) if self.t_shape is None else (batch, *self.t_shape)
-        made[self.t_name] = torch.full(size, value).to(self.t_dtype)
-        for name, value_of in self.shared.items():
-            made[name] = value_of(batch) if callable(value_of) else value_of
-        return made
-
-    def batched(self) -> tuple[str, ...]:
-        return (*self.rows, *(() if self.t_shape is None else (self.t_name,)))
-
-
-def _join(rows: list[Any]) -> Any:
-    if isinstance(rows[0], dict):
-        return {key: _join([row[key] for row in rows]) for key in rows[0]}
-    if isinstance(rows[0], list):
-        return [item for row in rows for item in row]
-    return torch.cat(rows)
-
-
-def _mask(length: int, shortest: int = 2, dtype: torch.dtype = torch.int64) -> RowMaker:
-    """A text mask whose number of valid tokens differs from row to row."""
-
-    def make(generator: torch.Generator) -> Tensor:
-        valid = int(torch.randint(shortest, length + 1, (1,), generator=generator))
-        return (torch.arange(length) < valid).to(dtype)[None]
-
-    return make
-
-
-def _full_mask(length: int, dtype: torch.dtype = torch.int64) -> RowMaker:
-    return lambda _: torch.ones(1, length, dtype=dtype)
-
-
-def _constant(*shape: int, value: float) -> RowMaker:
-    return lambda _: torch.full((1, *shape), value)
-
-
-def _label(classes: int) -> RowMaker:
-    return lambda generator: torch.randint(classes, (1,), generator=generator)
-
-
-def _as_list(*shape: int) -> RowMaker:
-    """One entry of a list of tensors."""
-    return lambda generator: [torch.randn(*shape, generator=generator)]
-
-
-def _grid(height: int, width: int, axes: int = 3) -> Tensor:
-    """Position ids ``(height * width, axes)`` of an image, row and column in axes 1 and 2."""
-    ids = torch.zeros(height, width, axes)
-    ids[..., 1] += torch.arange(height)[:, None]
-    ids[..., 2] += torch.arange(width)[None]
-    return ids.reshape(height * width, axes)
-
-
-def _angles(length: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Rotary embeddings (cos, sin), each ``(length, dim)``, without a batch dimension."""
-    frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies).repeat_interleave(2, dim=1)
-    return angles.cos(), angles.sin()
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
-def _entry(class_name: str, config: dict[str, Any], make: _Make, **rest: Any) -> TinyModel:
-    return TinyModel(
-        build=_builder(class_name, **config),
-        inputs=make,
-        t_name=make.t_name,
-        batched=make.batched(),
-        columns=tuple(make.columns),
-        **rest,
-    )
-
-
-_SIGMA = {"t_start": 0.9, "t_end": 0.1}
-"""Classes that take t in [0, 1], 1 is noise."""
-_REVERSED = {"t_start": 0.1, "t_end": 0.9}
-"""Classes that take t in [0, 1], 0 is noise."""
+from further_models import FURTHER
+from making_models import (
+    REVERSED,
+    SIGMA,
+    Make,
+    RowMaker,
+    Shape,
+    TinyModel,
+    angles,
+    as_list,
+    constant,
+    entry,
+    full_mask,
+    grid,
+    label,
+    mask,
+)
 
 
 def _wan(batch_of: dict[str, Shape | RowMaker], *, t_shape: Shape = (), **config: Any) -> TinyModel:
@@ -207,7 +42,7 @@ def _wan(batch_of: dict[str, Shape | RowMaker], *, t_shape: Shape = (), **config
         "num_layers": 3,
         "rope_max_seq_len": 32,
     }
-    return _entry("WanTransformer3DModel", base | config, _Make(batch_of, t_shape=t_shape))
+    return entry("WanTransformer3DModel", base | config, Make(batch_of, t_shape=t_shape))
 
 
 def _wan_vace() -> TinyModel:
@@ -229,10 +64,10 @@ def _wan_vace() -> TinyModel:
         "encoder_hidden_states": (6, 16),
         "control_hidden_states": (6, 2, 4, 4),
     }
-    return _entry(
+    return entry(
         "WanVACETransformer3DModel",
         config,
-        _Make(rows, shared={"control_hidden_states_scale": torch.tensor([1.0, 0.7])}),
+        Make(rows, shared={"control_hidden_states_scale": torch.tensor([1.0, 0.7])}),
     )
 
 
@@ -249,9 +84,9 @@ def _ltx() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (32, 8),
         "encoder_hidden_states": (6, 12),
-        "encoder_attention_mask": _mask(6),
+        "encoder_attention_mask": mask(6),
     }
-    return _entry("LTXVideoTransformer3DModel", config, _Make(rows, {"num_frames": 2, "height": 4, "width": 4}))
+    return entry("LTXVideoTransformer3DModel", config, Make(rows, {"num_frames": 2, "height": 4, "width": 4}))
 
 
 def _ltx2() -> TinyModel:
@@ -275,11 +110,11 @@ def _ltx2() -> TinyModel:
         "audio_hidden_states": (5, 4),
         "encoder_hidden_states": (6, 12),
         "audio_encoder_hidden_states": (6, 12),
-        "encoder_attention_mask": _mask(6),
-        "audio_encoder_attention_mask": _mask(6),
+        "encoder_attention_mask": mask(6),
+        "audio_encoder_attention_mask": mask(6),
     }
     shared = {"num_frames": 2, "height": 4, "width": 4, "fps": 24.0, "audio_num_frames": 5}
-    return _entry("LTX2VideoTransformer3DModel", config, _Make(rows, shared))
+    return entry("LTX2VideoTransformer3DModel", config, Make(rows, shared))
 
 
 def _cogvideox(*, new: bool) -> TinyModel:
@@ -306,8 +141,8 @@ def _cogvideox(*, new: bool) -> TinyModel:
             "use_rotary_positional_embeddings": True,
         }
         rows["hidden_states"] = (4, 4, 4, 4)
-        shared = {"image_rotary_emb": _angles(8, 8), "ofs": torch.full((1,), 2.0)}
-    return _entry("CogVideoXTransformer3DModel", config, _Make(rows, shared, t_dtype=torch.int64))
+        shared = {"image_rotary_emb": angles(8, 8), "ofs": torch.full((1,), 2.0)}
+    return entry("CogVideoXTransformer3DModel", config, Make(rows, shared, t_dtype=torch.int64))
 
 
 def _hunyuan_video() -> TinyModel:
@@ -328,11 +163,11 @@ def _hunyuan_video() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (4, 2, 4, 4),
         "encoder_hidden_states": (6, 16),
-        "encoder_attention_mask": _mask(6),
+        "encoder_attention_mask": mask(6),
         "pooled_projections": (8,),
-        "guidance": _constant(value=6000.0),
+        "guidance": constant(value=6000.0),
     }
-    return _entry("HunyuanVideoTransformer3DModel", config, _Make(rows))
+    return entry("HunyuanVideoTransformer3DModel", config, Make(rows))
 
 
 def _hunyuan_video_15() -> TinyModel:
@@ -352,12 +187,12 @@ def _hunyuan_video_15() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (9, 2, 3, 3),
         "encoder_hidden_states": (6, 16),
-        "encoder_attention_mask": _mask(6),
+        "encoder_attention_mask": mask(6),
         "encoder_hidden_states_2": (4, 12),
-        "encoder_attention_mask_2": _mask(4),
+        "encoder_attention_mask_2": mask(4),
         "image_embeds": (5, 8),
     }
-    return _entry("HunyuanVideo15Transformer3DModel", config, _Make(rows))
+    return entry("HunyuanVideo15Transformer3DModel", config, Make(rows))
 
 
 def _mochi() -> TinyModel:
@@ -374,9 +209,9 @@ def _mochi() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (4, 2, 4, 4),
         "encoder_hidden_states": (6, 16),
-        "encoder_attention_mask": _mask(6, dtype=torch.bool),
+        "encoder_attention_mask": mask(6, dtype=torch.bool),
     }
-    return _entry("MochiTransformer3DModel", config, _Make(rows), t_start=100.0, t_end=900.0)
+    return entry("MochiTransformer3DModel", config, Make(rows), t_start=100.0, t_end=900.0)
 
 
 def _cosmos() -> TinyModel:
@@ -393,7 +228,7 @@ def _cosmos() -> TinyModel:
         "concat_padding_mask": False,  # it would need torchvision
     }
     rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 2, 4, 4), "encoder_hidden_states": (6, 12)}
-    return _entry("CosmosTransformer3DModel", config, _Make(rows, {"fps": 24}, t=0.5), **_SIGMA)
+    return entry("CosmosTransformer3DModel", config, Make(rows, {"fps": 24}, t=0.5), **SIGMA)
 
 
 def _flux(*, singles: int) -> TinyModel:
@@ -415,9 +250,9 @@ def _flux(*, singles: int) -> TinyModel:
         "pooled_projections": (8,),
     }
     if guided:
-        rows["guidance"] = _constant(value=3.5)
-    shared = {"img_ids": _grid(4, 4), "txt_ids": torch.zeros(5, 3)}
-    return _entry("FluxTransformer2DModel", config, _Make(rows, shared, t=0.5), **_SIGMA)
+        rows["guidance"] = constant(value=3.5)
+    shared = {"img_ids": grid(4, 4), "txt_ids": torch.zeros(5, 3)}
+    return entry("FluxTransformer2DModel", config, Make(rows, shared, t=0.5), **SIGMA)
 
 
 def _flux2() -> TinyModel:
@@ -435,11 +270,11 @@ def _flux2() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (16, 8),
         "encoder_hidden_states": (5, 12),
-        "guidance": _constant(value=4.0),
-        "img_ids": lambda _: _grid(4, 4, axes=4)[None],
+        "guidance": constant(value=4.0),
+        "img_ids": lambda _: grid(4, 4, axes=4)[None],
         "txt_ids": lambda _: torch.zeros(1, 5, 4),
     }
-    return _entry("Flux2Transformer2DModel", config, _Make(rows, t=0.5), **_SIGMA)
+    return entry("Flux2Transformer2DModel", config, Make(rows, t=0.5), **SIGMA)
 
 
 def _qwen_image() -> TinyModel:
@@ -455,10 +290,10 @@ def _qwen_image() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (16, 16),
         "encoder_hidden_states": (5, 12),
-        "encoder_hidden_states_mask": _mask(5),
+        "encoder_hidden_states_mask": mask(5),
         "img_shapes": lambda _: [[(1, 4, 4)]],
     }
-    return _entry("QwenImageTransformer2DModel", config, _Make(rows, t=0.5), **_SIGMA)
+    return entry("QwenImageTransformer2DModel", config, Make(rows, t=0.5), **SIGMA)
 
 
 def _sd3() -> TinyModel:
@@ -480,7 +315,7 @@ def _sd3() -> TinyModel:
         "encoder_hidden_states": (5, 12),
         "pooled_projections": (8,),
     }
-    return _entry("SD3Transformer2DModel", config, _Make(rows))
+    return entry("SD3Transformer2DModel", config, Make(rows))
 
 
 def _pixart() -> TinyModel:
@@ -498,13 +333,13 @@ def _pixart() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (4, 8, 8),
         "encoder_hidden_states": (5, 12),
-        "encoder_attention_mask": _mask(5),
+        "encoder_attention_mask": mask(5),
         "added_cond_kwargs": lambda _: {
             "resolution": torch.tensor([[512.0, 512.0]]),
             "aspect_ratio": torch.tensor([[1.0]]),
         },
     }
-    return _entry("PixArtTransformer2DModel", config, _Make(rows, t_dtype=torch.int64))
+    return entry("PixArtTransformer2DModel", config, Make(rows, t_dtype=torch.int64))
 
 
 def _sana() -> TinyModel:
@@ -523,9 +358,9 @@ def _sana() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (4, 4, 4),
         "encoder_hidden_states": (5, 12),
-        "encoder_attention_mask": _mask(5),
+        "encoder_attention_mask": mask(5),
     }
-    return _entry("SanaTransformer2DModel", config, _Make(rows))
+    return entry("SanaTransformer2DModel", config, Make(rows))
 
 
 def _dit() -> TinyModel:
@@ -537,8 +372,8 @@ def _dit() -> TinyModel:
         "num_layers": 3,
         "sample_size": 8,
     }
-    rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 8, 8), "class_labels": _label(1000)}
-    return _entry("DiTTransformer2DModel", config, _Make(rows, t_dtype=torch.int64))
+    rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 8, 8), "class_labels": label(1000)}
+    return entry("DiTTransformer2DModel", config, Make(rows, t_dtype=torch.int64))
 
 
 def _lumina2() -> TinyModel:
@@ -558,9 +393,9 @@ def _lumina2() -> TinyModel:
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (4, 8, 8),
         "encoder_hidden_states": (5, 12),
-        "encoder_attention_mask": _full_mask(5),  # with masks that differ the joint sequence depends on the batch
+        "encoder_attention_mask": full_mask(5),  # with masks that differ the joint sequence depends on the batch
     }
-    return _entry("Lumina2Transformer2DModel", config, _Make(rows, t=0.5), **_REVERSED)
+    return entry("Lumina2Transformer2DModel", config, Make(rows, t=0.5), **REVERSED)
 
 
 def _hidream() -> TinyModel:
@@ -585,7 +420,7 @@ def _hidream() -> TinyModel:
         "pooled_embeds": (8,),
     }
     columns = {"encoder_hidden_states_llama3": (4, 5, 10)}
-    return _entry("HiDreamImageTransformer2DModel", config, _Make(rows, columns=columns, t_name="timesteps"))
+    return entry("HiDreamImageTransformer2DModel", config, Make(rows, columns=columns, t_name="timesteps"))
 
 
 def _auraflow() -> TinyModel:
@@ -601,7 +436,7 @@ def _auraflow() -> TinyModel:
         "pos_embed_max_size": 64,
     }
     rows: dict[str, Shape | RowMaker] = {"hidden_states": (4, 8, 8), "encoder_hidden_states": (5, 12)}
-    return _entry("AuraFlowTransformer2DModel", config, _Make(rows, t=0.5), **_SIGMA)
+    return entry("AuraFlowTransformer2DModel", config, Make(rows, t=0.5), **SIGMA)
 
 
 def _chroma() -> TinyModel:
@@ -617,14 +452,14 @@ def _chroma() -> TinyModel:
         "approximator_hidden_dim": 16,
         "approximator_layers": 2,
     }
-    text_mask = _mask(5, dtype=torch.bool)
+    text_mask = mask(5, dtype=torch.bool)
     rows: dict[str, Shape | RowMaker] = {
         "hidden_states": (16, 4),
         "encoder_hidden_states": (5, 12),
         "attention_mask": lambda generator: torch.cat([text_mask(generator), torch.ones(1, 16, dtype=torch.bool)], 1),
     }
-    shared = {"img_ids": _grid(4, 4), "txt_ids": torch.zeros(5, 3)}
-    return _entry("ChromaTransformer2DModel", config, _Make(rows, shared, t=0.5), **_SIGMA)
+    shared = {"img_ids": grid(4, 4), "txt_ids": torch.zeros(5, 3)}
+    return entry("ChromaTransformer2DModel", config, Make(rows, shared, t=0.5), **SIGMA)
 
 
 def _z_image() -> TinyModel:
@@ -639,8 +474,8 @@ def _z_image() -> TinyModel:
         "axes_dims": [4, 6, 6],
         "axes_lens": [96, 8, 8],
     }
-    rows: dict[str, Shape | RowMaker] = {"x": _as_list(4, 1, 8, 8), "cap_feats": _as_list(5, 12)}
-    return _entry("ZImageTransformer2DModel", config, _Make(rows, t_name="t", t=0.5), x_name="x", **_REVERSED)
+    rows: dict[str, Shape | RowMaker] = {"x": as_list(4, 1, 8, 8), "cap_feats": as_list(5, 12)}
+    return entry("ZImageTransformer2DModel", config, Make(rows, t_name="t", t=0.5), x_name="x", **REVERSED)
 
 
 def _stable_audio() -> TinyModel:
@@ -662,8 +497,8 @@ def _stable_audio() -> TinyModel:
         "encoder_hidden_states": (5, 12),
         "global_hidden_states": (1, 12),
     }
-    shared = {"rotary_embedding": _angles(13, 4)}  # one token more: the global one; half of a head's size
-    return _entry("StableAudioDiTModel", config, _Make(rows, shared, t=0.5, t_shape=None), **_SIGMA)
+    shared = {"rotary_embedding": angles(13, 4)}  # one token more: the global one; half of a head's size
+    return entry("StableAudioDiTModel", config, Make(rows, shared, t=0.5, t_shape=None), **SIGMA)
 
 
 def _unet() -> TinyModel:
@@ -679,7 +514,7 @@ def _unet() -> TinyModel:
     }
     # 9 columns, no multiple of the U-Net's step: it takes the size to upsample to from its skip connections
     rows = {"sample": (4, 8, 9), "encoder_hidden_states": (6, 16)}
-    return _entry("UNet2DConditionModel", config, _Make(rows), x_name="sample")
+    return entry("UNet2DConditionModel", config, Make(rows), x_name="sample")
 
 
 TINY: dict[str, TinyModel] = {
@@ -721,6 +556,7 @@ TINY: dict[str, TinyModel] = {
     "ZImageTransformer2DModel": _z_image(),
     "StableAudioDiTModel": _stable_audio(),
     "UNet2DConditionModel": _unet(),
+    **FURTHER,
 }
 """By class name; a second configuration of a class has a suffix after a dash."""
 

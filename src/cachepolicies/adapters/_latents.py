@@ -26,14 +26,7 @@ def patches_by_ids(x: Tensor, call: Mapping[str, Any]) -> Tensor:
     Raises:
         InputError: there are no ``img_ids``, or they are no grid.
     """
-    ids = call.get("img_ids")
-    if not isinstance(ids, Tensor) or ids.ndim not in (2, 3):
-        raise _unknown(x, f"`img_ids` is a {type(ids).__name__} and says no grid")
-    version = 0 if ids.is_inference() else ids._version
-    known = _GRIDS.get(ids)
-    if known is None or known[0] != version:
-        known = _GRIDS[ids] = (version, _grid(ids.detach().reshape(-1, *ids.shape[-2:]).tolist(), x))
-    height, width = known[1]
+    height, width = _grid_of_ids(x, call)
     return patches(x, (1, height, width))[:, :, 0]
 
 
@@ -70,6 +63,41 @@ def tokens_of_video(x: Tensor, call: Mapping[str, Any]) -> Tensor:
     if x.ndim != _TOKENS or x.shape[1] != frames * height * width:
         raise _unknown(x, f"`num_frames`, `height` and `width` are {sizes}, another number of tokens")
     return x.reshape(x.shape[0], frames, height, width, -1).movedim(-1, 1)
+
+
+def tokens_by_ids(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return tokens ``(B, L, C)`` as ``(B, C, h, w)``, at the rows and columns of ``img_ids``; see `patches_by_ids`.
+
+    Raises:
+        InputError: there are no ``img_ids``, or they are no grid.
+    """
+    height, width = _grid_of_ids(x, call)
+    if x.ndim != _TOKENS or x.shape[1] < height * width:
+        raise _unknown(x, f"a grid of {height} x {width} tokens was expected")
+    return x[:, : height * width].reshape(x.shape[0], height, width, -1).movedim(-1, 1)
+
+
+def last_grid_by_shapes(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return the last tokens of ``(B, L, C)`` as ``(B, C, f, h, w)``: those of the last of ``img_shapes``.
+
+    Tokens of given images, which stand in front, are left out.
+
+    Raises:
+        InputError: there are no ``img_shapes``, or there are fewer tokens.
+    """
+    shapes = call.get("img_shapes")
+    if not isinstance(shapes, (list, tuple)) or not shapes or not isinstance(shapes[0], (list, tuple)):
+        raise _unknown(x, f"`img_shapes` is {shapes!r} and says no grid")
+    frames, height, width = (int(size) for size in shapes[0][-1])
+    count = frames * height * width
+    if x.ndim != _TOKENS or x.shape[1] < count:
+        raise _unknown(x, f"a grid of {frames} x {height} x {width} tokens was expected")
+    return x[:, x.shape[1] - count :].reshape(x.shape[0], frames, height, width, -1).movedim(-1, 1)
+
+
+def channels_last(x: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """Return a latent ``(B, *axes, C)`` as ``(B, C, *axes)``."""
+    return x.movedim(-1, 1)
 
 
 def frames_first(x: Tensor, call: Mapping[str, Any]) -> Tensor:
@@ -109,6 +137,18 @@ def patches(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
     rows, channels = x.shape[0], x.shape[2] // 4
     cut = x[:, :count].reshape(rows, frames, height, width, channels, 2, 2)
     return cut.permute(0, 4, 1, 2, 5, 3, 6).reshape(rows, channels, frames, 2 * height, 2 * width)
+
+
+def _grid_of_ids(x: Tensor, call: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of the grid of ``img_ids``, read from the device once."""
+    ids = call.get("img_ids")
+    if not isinstance(ids, Tensor) or ids.ndim not in (2, 3):
+        raise _unknown(x, f"`img_ids` is a {type(ids).__name__} and says no grid")
+    version = 0 if ids.is_inference() else ids._version
+    known = _GRIDS.get(ids)
+    if known is None or known[0] != version:
+        known = _GRIDS[ids] = (version, _grid(ids.detach().reshape(-1, *ids.shape[-2:]).tolist(), x))
+    return known[1]
 
 
 def _grid(batch: Sequence[Sequence[Sequence[float]]], x: Tensor) -> tuple[int, int]:

@@ -14,6 +14,13 @@ def adaptive_norm(block: Any, arguments: Mapping[str, Any]) -> Tensor:
     return modulated
 
 
+def joint_norm(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the first output of ``norm1(hidden_states, encoder_hidden_states, temb)``: one norm of two streams."""
+    names = ("hidden_states", "encoder_hidden_states", "temb")
+    modulated: Tensor = block.norm1(*(arguments[name] for name in names))[0]
+    return modulated
+
+
 def rms_norm_zero(block: Any, arguments: Mapping[str, Any]) -> Tensor:
     """Return the first output of ``norm1(hidden_states, temb)``, which scales only (TeaCache4Mochi, -4Lumina2)."""
     modulated: Tensor = block.norm1(arguments["hidden_states"], arguments["temb"])[0]

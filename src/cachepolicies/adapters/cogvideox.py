@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._latents import frames_first
+from cachepolicies.adapters._signals import joint_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks
 
 
@@ -20,7 +21,7 @@ def cogvideox() -> Adapter:
     return Adapter(
         "CogVideoXTransformer3DModel",
         stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states")),),
-        signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
+        signals={"modulated_input": joint_norm, "timestep_embedding": _timestep_embedding},
         unpack=frames_first,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"),
         source="TeaCache4CogVideoX1.5/teacache_sample_video.py, SenCache CogVideoX/sencache.py",
@@ -32,10 +33,3 @@ def _timestep_embedding(block: Any, arguments: Mapping[str, Any]) -> Tensor:
     """Return the embedding of t, with that of the offset where the checkpoint has one (TeaCache4CogVideoX1.5)."""
     embedding: Tensor = arguments["temb"]
     return embedding
-
-
-def _modulated_input(block: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """Return the video tokens, normalised, scaled and shifted by the first block."""
-    names = ("hidden_states", "encoder_hidden_states", "temb")
-    modulated: Tensor = block.norm1(*(arguments[name] for name in names))[0]
-    return modulated

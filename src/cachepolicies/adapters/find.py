@@ -9,9 +9,12 @@ from torch import nn
 
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
 from cachepolicies.base.models import network_inside
-from cachepolicies.base.sources import returns_several
+from cachepolicies.base.sources import returns_tuple
 from cachepolicies.contracts.adapter import Adapter, Blocks, submodule
 from cachepolicies.registry import load as _plugins
+
+_NOT_PLAIN = {"ErnieImageTransformer2DModel": "its tokens are the first dimension of its streams, the batch the second"}
+"""Classes whose modules look plain and are not, and why."""
 
 _STREAM_NAMES = ("hidden_states", "x", "hidden", "h")
 
@@ -57,6 +60,9 @@ def registered_adapter(network: nn.Module) -> Adapter | None:
 
 def _generic(network: nn.Module) -> Adapter:
     kind = type(network).__name__
+    for each in type(network).__mro__:
+        if each.__name__ in _NOT_PLAIN:
+            raise _unknown(network, _NOT_PLAIN[each.__name__])
     lists = {name: child for name, child in network.named_children() if isinstance(child, nn.ModuleList) and len(child)}
     if len(lists) != 1:
         raise _unknown(network, f"it has {len(lists)} lists of modules ({', '.join(lists) or 'none'}), not one")
@@ -68,8 +74,8 @@ def _generic(network: nn.Module) -> Adapter:
     if not names or names[0] not in _STREAM_NAMES:
         first = f"{names[0]!r}" if names else "nothing"
         raise _unknown(network, f"the first argument of its blocks is {first}, not one of {', '.join(_STREAM_NAMES)}")
-    if returns_several(type(blocks[0])):
-        raise _unknown(network, f"its blocks, {type(blocks[0]).__name__}, return several streams, not one")
+    if returns_tuple(type(blocks[0])):
+        raise _unknown(network, f"its blocks, {type(blocks[0]).__name__}, return a tuple, not one stream")
     return Adapter(
         model=kind,
         stack=(Blocks(path, hands_on=names[0]),),

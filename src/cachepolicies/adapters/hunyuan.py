@@ -1,16 +1,25 @@
-"""HunyuanVideo: double blocks on two streams, then single blocks on both; 1.5 has double blocks only."""
+"""HunyuanVideo, FramePack, HunyuanImage: double blocks on two streams, then single blocks on both (1.5 has none)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from attrs import evolve
 from torch import Tensor
 
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 _BOTH = ("hidden_states", "encoder_hidden_states")
+_ROWS = (
+    "hidden_states",
+    "timestep",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "pooled_projections",
+    "guidance",
+)
 
 
 def hunyuan_video() -> Adapter:
@@ -22,16 +31,53 @@ def hunyuan_video() -> Adapter:
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
+        rows=_ROWS,
+        source="TeaCache4HunyuanVideo/teacache_sample_video.py, MagCache4HunyuanVideo/magcache_sample_video.py",
+        note="the video stream over double and single blocks; the text is not used behind them",
+    )
+
+
+def framepack() -> Adapter:
+    """Return the adapter of ``HunyuanVideoFramepackTransformer3DModel``.
+
+    The frames that came before are tokens of the video stream, in front of those that are drawn.
+    """
+    return evolve(
+        hunyuan_video(),
+        model="HunyuanVideoFramepackTransformer3DModel",
+        rows=(
+            *_ROWS,
+            "image_embeds",
+            "latents_clean",
+            "latents_history_2x",
+            "latents_history_4x",
+        ),
+        source="as for HunyuanVideo",
+        note="the video stream with its history, over double and single blocks",
+    )
+
+
+def hunyuan_image() -> Adapter:
+    """Return the adapter of ``HunyuanImageTransformer2DModel``."""
+    return Adapter(
+        "HunyuanImageTransformer2DModel",
+        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", _BOTH)),
+        signals={
+            "modulated_input": adaptive_norm,
+            "timestep_embedding": OutputOf("time_guidance_embed.timestep_embedder"),
+        },
         rows=(
             "hidden_states",
             "timestep",
+            "timestep_r",
             "encoder_hidden_states",
             "encoder_attention_mask",
-            "pooled_projections",
+            "encoder_hidden_states_2",
+            "encoder_attention_mask_2",
             "guidance",
         ),
-        source="TeaCache4HunyuanVideo/teacache_sample_video.py, MagCache4HunyuanVideo/magcache_sample_video.py",
-        note="the video stream over double and single blocks; the text is not used behind them",
+        source="as for HunyuanVideo",
+        note="the image stream over double and single blocks; the text is not used behind them",
     )
 
 

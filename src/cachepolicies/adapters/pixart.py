@@ -1,6 +1,8 @@
-"""PixArt-alpha and -sigma, Sana: one image stream, modulated by a table that the timestep shifts."""
+"""PixArt-alpha and -sigma, Sana, Sana-Video: one stream, modulated by a table that the timestep shifts."""
 
 from __future__ import annotations
+
+from attrs import evolve
 
 from cachepolicies.adapters._signals import shared_table
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
@@ -40,4 +42,15 @@ def sana() -> Adapter:
             "controlnet_block_samples",
         ),
         source="as for FLUX.1",
+    )
+
+
+def sana_video() -> Adapter:
+    """Return the adapter of ``SanaVideoTransformer3DModel``."""
+    return evolve(
+        sana(),
+        model="SanaVideoTransformer3DModel",
+        signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("time_embed", pick=1)},
+        source="as for FLUX.1",
+        note="calls with a noise level a frame are evaluated in full",
     )

@@ -1,4 +1,4 @@
-"""Qwen-Image: an image and a text stream."""
+"""Qwen-Image: an image and a text stream; 2.1: one stream of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.adapters._latents import patches_by_shapes
+from cachepolicies.adapters._latents import last_grid_by_shapes, patches_by_shapes
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -42,4 +42,49 @@ def _modulated_input(block: Any, arguments: Mapping[str, Any]) -> Tensor:
     modulation = block.img_mod(arguments["temb"]).chunk(2, dim=-1)[0]
     normalised = block.img_norm1(arguments["hidden_states"])
     modulated: Tensor = block._modulate(normalised, modulation, arguments.get("modulate_index"))[0]
+    return modulated
+
+
+def qwen_image21() -> Adapter:
+    """Return the adapter of ``QwenImage21Transformer2DModel``, whose blocks take text and images joined.
+
+    The keys and values of text and given images are the same at every step: the call that keeps them runs as it is, and
+    those that only read them are cached.
+    """
+    return Adapter(
+        "QwenImage21Transformer2DModel",
+        stack=(Blocks("transformer_blocks"),),
+        signals={"modulated_input": _joint_input, "timestep_projection": _projection},
+        unpack=last_grid_by_shapes,
+        clock="unit",
+        rows={
+            "hidden_states": "first",
+            "encoder_hidden_states": "first",
+            "encoder_hidden_states_mask": "first",
+            "timestep": "first",
+            "img_mask": "first",
+            "img_shapes": "list",
+        },
+        rows_independent=False,
+        reads_memory=_only_reads,
+        source="as for FLUX.1",
+        note="one decision a batch: its samples share the layout of the first, and the memory of the text",
+    )
+
+
+def _only_reads(call: Mapping[str, Any]) -> bool:
+    return call.get("kv_cache_mode") == "cached"
+
+
+def _projection(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the modulation that all blocks share; a last row, for the tokens at t = 0, is left out."""
+    modulation: Tensor = arguments["modulation"]
+    return modulation[: arguments["hidden_states"].shape[0]]
+
+
+def _joint_input(block: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Return all tokens, normalised and scaled as the first block's attention gets them."""
+    modulation = arguments["modulation"].chunk(2, dim=-1)[0]
+    normalised = block.img_norm1(arguments["hidden_states"])
+    modulated: Tensor = block._modulate(normalised, modulation, arguments.get("target_token_mask"))[0]
     return modulated

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2: one video stream; VACE adds hints to it between the blocks."""
+"""Wan 2.1 and 2.2 and what is built like them: one video stream, to which VACE and Animate add between the blocks."""
 
 from __future__ import annotations
 
@@ -39,6 +39,36 @@ def wan_vace() -> Adapter:
         rows=(*_ROWS, "control_hidden_states"),
         source="as for Wan",
         note="the hint blocks run at every step",
+    )
+
+
+def wan_animate() -> Adapter:
+    """Return the adapter of ``WanAnimateTransformer3DModel``.
+
+    What its face adapter adds between the blocks is part of the residual; it runs at every step all the same.
+    """
+    return evolve(
+        wan(),
+        model="WanAnimateTransformer3DModel",
+        rows=(*_ROWS, "pose_hidden_states", "face_pixel_values"),
+        source="as for Wan",
+        note="the encoders of pose and face and the face adapters run at every step",
+    )
+
+
+def chronoedit() -> Adapter:
+    """Return the adapter of ``ChronoEditTransformer3DModel``."""
+    return evolve(wan(), model="ChronoEditTransformer3DModel", source="as for Wan")
+
+
+def skyreels_v2() -> Adapter:
+    """Return the adapter of ``SkyReelsV2Transformer3DModel``; a call with a noise level a frame runs as it is."""
+    return evolve(
+        wan(),
+        model="SkyReelsV2Transformer3DModel",
+        rows=(*_ROWS, "fps"),
+        source="as for Wan",
+        note="calls with several noise levels (diffusion forcing) are evaluated in full",
     )
 
 

@@ -40,6 +40,10 @@ class InputError(CachePoliciesError, ValueError):
     """A call of the denoiser had an input or an output that cannot be cached or sliced safely."""
 
 
+class RowsUnknownError(InputError):
+    """Which rows of the tensors of a call belong to which sample cannot be known: samples cannot decide apart."""
+
+
 class SettingsError(CachePoliciesError, ValueError):
     """A setting has an unknown name, a wrong type, or a value out of range."""
 

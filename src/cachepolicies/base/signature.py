@@ -18,18 +18,9 @@ from cachepolicies.base.errors import InputError, SettingsError
 from cachepolicies.base.host import index_on
 
 X_NAMES = ("x", "hidden_states", "sample", "latents")
-_NO_LEVELS = frozenset(
-    (
-        "encoder_hidden_states",
-        "attention_mask",
-        "context",
-        "mask",
-        "key",
-        "value",
-        "memory",
-        "residual",
-        "image_rotary_emb",
-    )
+_NO_LEVEL = re.compile(
+    r"(^|_)(hidden_states|latents?|embeds?|embeddings?|ids|indexes|indices|mask|tokens|context|key|value|memory|residual"
+    r"|image_rotary_emb|pooled)$"
 )
 """Names of arguments that are no noise level, wherever they stand."""
 
@@ -117,9 +108,10 @@ class Signature:
             if name is not None and name not in (*names, *keyword_only) and not open_ended:
                 known = ", ".join((*names, *keyword_only))
                 raise SettingsError(f"{setting} names {name!r}, but the model's arguments are {known}")
-        x_names = (x_name,) if x_name else X_NAMES
-        t_names = (t_name,) if t_name else T_NAMES
+        x_names: tuple[str, ...] = (x_name,) if x_name else X_NAMES
+        t_names: tuple[str, ...] = (t_name,) if t_name else T_NAMES
         x_place, t_place = _place(names, keyword_only, x_names, 0), _place(names, keyword_only, t_names, 1)
+        x_names, t_names = _with_name_at(x_names, names, x_place), _with_name_at(t_names, names, t_place)
         if x_place == t_place:
             raise SettingsError(
                 f"x and t were both looked for at position {x_place} of ({', '.join(names)}); set x_name and t_name"
@@ -133,16 +125,16 @@ class Signature:
             rows if batched is None else dict.fromkeys(batched, "either"),
         )
 
-    def refuse_without_level(self, model: object) -> None:
-        """Refuse a module that takes no noise level: a part of a denoiser, not one.
+    def refuse_without_level(self, model: Callable[..., Any]) -> None:
+        """Refuse a module that takes no noise level: a part of a denoiser, not one. For a t that nobody has named.
 
         Raises:
-            SettingsError: where t would stand is an argument that is never one, such as a mask or the text.
+            SettingsError: where t would stand is nothing, or an argument that is never one, such as a mask or the text.
         """
-        names = self.names
-        if self.t_names != T_NAMES or set(T_NAMES) & set(names) or self.t_place >= len(names):
+        names, _, open_ended = _parameters(model)
+        if self.t_place < 0 or set(T_NAMES) & set(names) or (open_ended and self.t_place >= len(names)):
             return
-        if names[self.t_place] in _NO_LEVELS:
+        if self.t_place >= len(names) or _NO_LEVEL.search(names[self.t_place]):
             raise SettingsError(
                 f"{type(model).__name__} takes no noise level ({', '.join(names)}): it is a part of a denoiser. Enable "
                 "the cache on the denoiser, with site='path.of.the.part'; or say t_name=... where one of these is "
@@ -407,6 +399,12 @@ def _place(names: Sequence[str], keyword_only: Sequence[str], wanted: Sequence[s
     if found is not None:
         return found
     return -1 if any(name in keyword_only for name in wanted) else otherwise
+
+
+def _with_name_at(wanted: tuple[str, ...], names: Sequence[str], place: int) -> tuple[str, ...]:
+    """Return the names that an argument is looked for by, with that of the position where it is expected."""
+    at = names[place] if 0 <= place < len(names) else None
+    return wanted if at is None or at in wanted else (*wanted, at)
 
 
 @functools.cache

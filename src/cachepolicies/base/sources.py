@@ -21,12 +21,9 @@ def is_memory(name: str) -> bool:
     return _MEMORY.search(name) is not None
 
 
-def returns_several(kind: type[nn.Module]) -> bool:
-    """Return whether a class's ``forward`` hands on a tuple of two or more; ``False`` where its source is not there."""
-    return any(
-        isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) and len(node.value.elts) > 1
-        for node in _forward(kind)
-    )
+def returns_tuple(kind: type[nn.Module]) -> bool:
+    """Return whether a class's ``forward`` hands on a tuple; ``False`` where its source is not there."""
+    return any(isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) for node in _forward(kind))
 
 
 def memory_of(network: nn.Module) -> str | None:

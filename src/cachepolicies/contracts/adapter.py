@@ -39,6 +39,10 @@ Unpack: TypeAlias = Callable[[Tensor, Mapping[str, Any]], Tensor]
 call by name; raises `InputError` where these do not say how."""
 
 
+ReadsMemory: TypeAlias = Callable[[Mapping[str, Any]], bool]
+"""Tells from the arguments of the model's call, by name, whether it only reads the memory that it is handed."""
+
+
 HandsOn: TypeAlias = str | tuple[str, ...] | Callable[[nn.Module, Mapping[str, Any]], Any]
 """What a bypassed block returns; see `Blocks`."""
 
@@ -100,6 +104,10 @@ class Adapter:
             first dimension.
         rows_independent: whether a sample comes out the same in any batch. Where not (inner shapes depend on the whole
             batch), one decision serves the batch by default.
+        rows_a_sample: from the latent, how many rows of a stream belong to one sample and stand next to each other,
+            where the model folds frames or windows into the batch, ``(B * F, ...)``; ``None`` where it does not.
+        reads_memory: which of the calls that are handed a memory of keys and values only read it, so that nothing is
+            lost where one is skipped; ``None``: none, all of them run as they are.
         source: who cuts here: the publication or implementation that the place follows.
         note: what else to know.
     """
@@ -113,6 +121,8 @@ class Adapter:
     clock: Clock = "timestep"
     rows: Mapping[str, Rows] | None = field(default=None, converter=_rows)
     rows_independent: bool = True
+    rows_a_sample: Callable[[Tensor], int] | None = None
+    reads_memory: ReadsMemory | None = None
     source: str = ""
     note: str = ""
 

@@ -87,6 +87,7 @@ class Call:
             when a run begins.
         origin: which generator calls, where no run was declared; 0 for none.
         full: why this call is evaluated in full and not remembered, whatever the policy says; ``None`` where it is not.
+        as_one: whether the samples of its batch cannot be told apart, so that they decide as one.
     """
 
     x: Tensor
@@ -98,6 +99,7 @@ class Call:
     copies: Callable[[], int] | None = None
     origin: int = 0
     full: EngineReason | None = None
+    as_one: bool = False
 
 
 @define(eq=False)
@@ -151,7 +153,7 @@ class EngineSettings:
     Attributes:
         copies: how often each sample stands in the batch (2 for a batch doubled for guidance), or ``None`` to see it
             from the latent that a run begins with: as many equal parts as it has.
-        per_sample: whether every sample decides for itself.
+        per_sample: whether every sample decides for itself, unless the site or the call says that it cannot.
         shared_branches: whether branches at the same t follow one decision.
         audit: fraction of the reused calls that is evaluated all the same.
         audit_seed: seed of the choice of audited calls.

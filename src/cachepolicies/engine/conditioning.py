@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from cachepolicies.base.sources import is_memory
+from cachepolicies.contracts.adapter import ReadsMemory
 
 _TEXT = re.compile(r"encoder_hidden_states|prompt|text|caption|class|label|context|pooled|cond|^y$")
 """Names of arguments by which networks take what they are asked to draw."""
@@ -140,9 +141,15 @@ def text_of(conditioning: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in conditioning.items() if _is_text(name)}
 
 
-def comes_with_memory(conditioning: Mapping[str, Any]) -> bool:
-    """Return whether a call is handed a memory of keys and values, which its blocks may write."""
-    return any(is_memory(name) and not isinstance(value, (str, int, float)) for name, value in conditioning.items())
+def writes_memory(conditioning: Mapping[str, Any], only_reads: ReadsMemory | None) -> bool:
+    """Return whether a call is handed a memory of keys and values that its blocks may write.
+
+    Args:
+        conditioning: the arguments of the call by name.
+        only_reads: of the model's adapter: tells of such a call whether it only reads it; ``None``: none does.
+    """
+    handed = any(is_memory(name) and not isinstance(value, (str, int, float)) for name, value in conditioning.items())
+    return handed and (only_reads is None or not only_reads(conditioning))
 
 
 def _is_level(value: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve, frozen
 from torch import Tensor
 
+from cachepolicies.base.errors import InputError, RowsUnknownError
 from cachepolicies.base.signature import RowIndex, Signature
 
 
@@ -74,6 +75,9 @@ class Invocation:
         """Check that every argument can be cut into rows, before a part of the batch is first asked for.
 
         Raises:
-            InputError: one cannot.
+            RowsUnknownError: one cannot.
         """
-        self.signature.check_rows(self.args, self.kwargs, self.batch)
+        try:
+            self.signature.check_rows(self.args, self.kwargs, self.batch)
+        except InputError as error:
+            raise RowsUnknownError(error) from error

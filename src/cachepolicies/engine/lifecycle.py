@@ -95,6 +95,10 @@ class Request:
         """Forget the run in progress. The trace stays."""
         self.run = None
 
+    def begin_again(self) -> None:
+        """Forget a run of which only the first call was begun, as if it had not been."""
+        self.run, self.calls = None, self.calls - 1
+
     def enter(self, call: Call) -> tuple[Run, RowMaxima | None]:
         """Return the run that a call belongs to, a new one where it cannot belong to that in progress.
 
@@ -213,7 +217,7 @@ class Request:
         info = RunInfo(
             first_t=call.t,
             timesteps=None if declaration is None else declaration.timesteps,
-            layout=Layout(x.shape[0], copies, settings.per_sample and self.engine.parts_rows),
+            layout=Layout(x.shape[0], copies, settings.per_sample and self.engine.parts_rows and not call.as_one),
             shape=tuple(x.shape),
             dtype=x.dtype,
             device=x.device,

@@ -21,11 +21,12 @@ from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import order_of
 from cachepolicies.engine.call import DEFAULT_BRANCH, Call, Declaration
 from cachepolicies.engine.choice import Choice
-from cachepolicies.engine.conditioning import Kept, comes_with_memory
+from cachepolicies.engine.conditioning import Kept, writes_memory
 from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.requests import Requests, generator_of
+from cachepolicies.engine.together import Together
 from cachepolicies.engine.trace import Trace
 from cachepolicies.inplace._hook import DenoiserHook
 from cachepolicies.inplace.branches import BranchRecogniser
@@ -151,15 +152,23 @@ class Binding:
     """
 
     def __init__(
-        self, name: str, module: nn.Module, assembly: Assembly, signature: Signature, clock: PipelineClock | None
+        self,
+        name: str,
+        module: nn.Module,
+        assembly: Assembly,
+        signature: Signature,
+        clock: PipelineClock | None,
+        together: Together,
     ) -> None:
         self.name = name
         self.module = module
         self.assembly = assembly
+        self._only_reads = None if assembly.adapter is None else assembly.adapter.reads_memory
         self.choice, self.site = assembly.choice, assembly.site
         self.hook = DenoiserHook(self.serve, self.end_run)
         self.requests: Requests[InPlaceRequest] = Requests(partial(_request_of, weakref.ref(self)), name)
         self._signature = signature
+        self._together = together
         self._clock = clock
         self._enabled_with = None if clock is None else clock.scheduler()
 
@@ -220,7 +229,7 @@ class Binding:
         try:
             x, t = self._signature.find(args, kwargs)
             conditioning = self._signature.conditioning(args, kwargs)
-            if comes_with_memory(conditioning):
+            if writes_memory(conditioning, self._only_reads):
                 request.pass_by(host_time(t, x.shape[0]), self.hook.branch() or DEFAULT_BRANCH)
                 return function(*args, **kwargs)
             call = self._call(request, x, t, conditioning)
@@ -233,7 +242,7 @@ class Binding:
                 served.pass_through()
                 return output
             invocation = Invocation(function, args, kwargs, self._signature, x)
-            output = self.site.serve(served, invocation)
+            served, output = self._together.serve(self.site, served, invocation)
             served.look(invocation)
             return output
         except BaseException:
@@ -282,7 +291,18 @@ class Binding:
         perturbs = self._clock is not None and self._clock.perturbs
         branch, full = request.told_apart(branch, x, level, at, perturbs)
         origin = 0 if request.declaration is not None else generator_of(1)
-        return Call(x, level, branch, True, conditioning, index, lambda: self._copies(x, named), origin, full)
+        return Call(
+            x,
+            level,
+            branch,
+            True,
+            conditioning,
+            index,
+            lambda: self._copies(x, named),
+            origin,
+            full,
+            self._together.found,
+        )
 
     def _refuse_other_time(self, timesteps: Sequence[float]) -> None:
         """Refuse a scheduler that replaced the pipeline's since, if the substitute follows its time.

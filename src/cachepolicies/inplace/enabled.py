@@ -23,6 +23,7 @@ from cachepolicies.contracts.policy import CachePolicy, PolicySettings
 from cachepolicies.contracts.site import Site
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute
+from cachepolicies.engine.together import Together
 from cachepolicies.engine.trace import Trace, joined
 from cachepolicies.inplace.clock import PipelineClock
 from cachepolicies.inplace.targets import denoisers_of, scheduler_of_pipeline
@@ -188,7 +189,7 @@ def enable(
             latent that a run begins with.
         branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
         per_sample: whether every sample decides for itself; by default it does unless the adapter says that the samples
-            of a batch depend on each other.
+            of a batch depend on each other, or the arguments of a call cannot be cut by rows.
         batched: names of the arguments with one row a sample; by default as the adapter says, or every tensor whose
             first dimension is the batch size.
         x_name: name of the latent argument, where it is not found by itself.
@@ -312,10 +313,11 @@ def _bind(
     )
     known = assembly.adapter
     signature = Signature.of(module, x_name, t_name, batched, None if known is None else known.rows)
-    signature.refuse_without_level(module)
+    if t_name is None:
+        signature.refuse_without_level(module)
     if clock is not None and known is not None:
         clock.form = known.clock
-    binding = Binding(name, module, assembly, signature, clock)
+    binding = Binding(name, module, assembly, signature, clock, Together(asked=options.per_sample is True))
     bound.append(weakref.ref(binding))
     return binding
 

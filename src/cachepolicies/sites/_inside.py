@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from attrs import define
 from torch import Tensor, nn
 
-from cachepolicies.base.errors import RunError
+from cachepolicies.base.errors import RowsUnknownError, RunError
 from cachepolicies.base.host import index_on
 from cachepolicies.contracts.signal import SignalInput
 from cachepolicies.contracts.site import ResolvedSite
@@ -108,8 +108,9 @@ class InsideSite(ResolvedSite):
     a twin of its own.
     """
 
-    def __init__(self, network: nn.Module, name: str) -> None:
+    def __init__(self, network: nn.Module, name: str, *, wrapped: bool = True) -> None:
         self.network = network
+        self._wrapped = wrapped
         self._name = name
         self._pass = ForwardPass("ask", 0)
         self._exchange: PlaceExchange | None = None
@@ -222,6 +223,34 @@ class InsideSite(ResolvedSite):
         if self._flops is not None:
             self._flops_before = self._flops.total - self._flops_before
 
+    def check_order(self, copies: int, what: str, *, known: bool) -> None:
+        """Refuse to let samples decide apart where it is not known which rows of a tensor are whose.
+
+        A wrapper that repeats the batch puts it behind itself; a network that folds its frames or windows into the
+        batch puts those of a sample next to each other; and nothing tells what else a network does.
+
+        Args:
+            copies: rows that it has for each of the caller's.
+            what: for the message.
+            known: whether the adapter says how they stand.
+
+        Raises:
+            RowsUnknownError: there are several, and the samples of the batch decide for themselves.
+        """
+        exchange = self._exchange
+        if copies == 1 or known or self._wrapped or exchange is None or not exchange.served.rows_may_part:
+            return
+        raise RowsUnknownError(
+            f"{what} has {copies} rows for each row of the call, and nothing says which of them belong together, so "
+            "samples cannot decide for themselves: decide once for the batch, per_sample=False, or say it in an "
+            "adapter, `rows_a_sample`"
+        )
+
+    @property
+    def latent(self) -> Tensor | None:
+        """The latent of the call under way, ``(rows of the caller, ...)``."""
+        return None if self._exchange is None else self._exchange.served.call.x
+
     @property
     def asking(self) -> ServedCall | None:
         """The call whose decision is taken at the site in this pass, ``None`` where it was taken before."""
@@ -265,6 +294,8 @@ class InsideSite(ResolvedSite):
     def _served(self, exchange: PlaceExchange, invocation: Invocation) -> Any:
         self._exchange = exchange
         self._begin("ask", invocation.batch)
+        if not exchange.served.number and exchange.served.rows_may_part:
+            invocation.check_rows()
         try:
             output = invocation.run(None)
         except RowsDiffer:

@@ -27,24 +27,43 @@ def copies_of(tensor: Tensor, rows: int, what: str) -> int:
     return tensor.shape[0] // rows
 
 
-def by_sample(tensor: Tensor, rows: int, what: str) -> Tensor:
+def by_sample(tensor: Tensor, rows: int, what: str, together: int = 1) -> Tensor:
     """Return ``(k * rows, ...)`` as ``(rows, ...)``; unchanged where k is 1.
 
     A batch that holds every row k times over holds them as k blocks, ``cat([x, x])``.
+
+    Args:
+        tensor: to put in order.
+        rows: of the caller's batch.
+        what: for messages.
+        together: how many rows of one sample stand next to each other, as the frames of a video do in ``(B * F, ...)``.
+
+    Raises:
+        InputError: the first dimension is no multiple of the rows, or of ``together`` times the rows.
     """
     copies = copies_of(tensor, rows, what)
     if copies == 1:
         return tensor
-    return tensor.reshape(copies, rows, -1).transpose(0, 1).reshape(rows, -1)
+    _check_together(copies, together, what)
+    return tensor.reshape(copies // together, rows, together, -1).transpose(0, 1).reshape(rows, -1)
 
 
-def pack(streams: Sequence[Tensor], rows: int, what: str) -> Tensor:
+def _check_together(copies: int, together: int, what: str) -> None:
+    if copies % together:
+        raise InputError(
+            f"{what} has {copies} rows a sample where the adapter of this model says {together} times some; correct "
+            "`rows_a_sample`"
+        )
+
+
+def pack(streams: Sequence[Tensor], rows: int, what: str, together: int = 1) -> Tensor:
     """Return what flows at a site as one tensor ``(rows, ...)``.
 
     Args:
         streams: ``(k * rows, ...)`` each, of one dtype.
         rows: of the caller's batch.
         what: for messages.
+        together: see `by_sample`.
 
     Returns:
         The stream itself where there is one and k is 1, else ``(rows, n)``.
@@ -52,7 +71,7 @@ def pack(streams: Sequence[Tensor], rows: int, what: str) -> Tensor:
     Raises:
         InputError: see `copies_of`; or the streams differ in dtype.
     """
-    parts = [by_sample(stream, rows, what) for stream in streams]
+    parts = [by_sample(stream, rows, what, together) for stream in streams]
     if len(parts) == 1:
         return parts[0]
     if len({part.dtype for part in parts}) > 1:
@@ -60,7 +79,7 @@ def pack(streams: Sequence[Tensor], rows: int, what: str) -> Tensor:
     return torch.cat([part.reshape(rows, -1) for part in parts], dim=1)
 
 
-def unpack(packed: Tensor, like: Sequence[Tensor], rows: int) -> list[Tensor]:
+def unpack(packed: Tensor, like: Sequence[Tensor], rows: int, together: int = 1) -> list[Tensor]:
     """Undo `pack`, given tensors of the shapes that the streams have.
 
     Raises:
@@ -78,7 +97,8 @@ def unpack(packed: Tensor, like: Sequence[Tensor], rows: int) -> list[Tensor]:
     streams, start = [], 0
     for model, size in zip(like, sizes, strict=True):
         part, start = flat[:, start : start + size], start + size
-        streams.append(part.reshape(rows, model.shape[0] // rows, -1).transpose(0, 1).reshape(model.shape))
+        blocks = model.shape[0] // rows // together
+        streams.append(part.reshape(rows, blocks, together, -1).transpose(0, 1).reshape(model.shape))
     return streams
 
 

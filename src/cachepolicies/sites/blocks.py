@@ -50,28 +50,37 @@ class BlockStack(Site):
         network = setup.network_for(self.name)
         refuse_frozen_graphs(network)
         adapter = adapter_of(network) if setup.adapter is None else setup.adapter
-        return BlocksSite(network, adapter, registered_signals(setup))
+        return BlocksSite(network, adapter, registered_signals(setup), wrapped=setup.model is not network)
 
 
 class BlocksSite(InsideSite):
     """The block stack of a network."""
 
-    def __init__(self, network: nn.Module, adapter: Adapter, signals: Mapping[str, Signal] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        adapter: Adapter,
+        signals: Mapping[str, Signal] | None = None,
+        *,
+        wrapped: bool = True,
+    ) -> None:
         """Find the modules.
 
         Args:
             network: the module whose stack it is.
             adapter: where the stack is, and which signals the class has.
             signals: further ones by name; the adapter's own come first.
+            wrapped: whether something around the network may call it on the batch several times over.
 
         Raises:
             SettingsError: the adapter names a module or an argument that the network does not have.
         """
-        super().__init__(network, "blocks")
+        super().__init__(network, "blocks", wrapped=wrapped)
         self.adapter = adapter
         self._registered = dict(signals or {})
         self._entering: list[Tensor] = []
         self._versions: list[int] = []
+        self._together = 1
         self._seen: dict[str, Tensor] = {}
         self._resolve()
 
@@ -144,7 +153,7 @@ class BlocksSite(InsideSite):
 
     def twin(self) -> BlocksSite:
         """Return the same site for another thread."""
-        return BlocksSite(self.network, self.adapter, self._registered)
+        return BlocksSite(self.network, self.adapter, self._registered, wrapped=self._wrapped)
 
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gates of the stack, and of the modules whose outputs are wanted as signals."""
@@ -182,16 +191,20 @@ class BlocksSite(InsideSite):
         """Return what enters the stack as one tensor, where somebody looks at it; putting it together is a copy."""
         if served is None or not served.engine.looks_at_input:
             return None
-        return pack([stream.detach() for stream in self._entering], self.rows, "what enters the block stack")
+        return pack(
+            [stream.detach() for stream in self._entering], self.rows, "what enters the block stack", self._together
+        )
 
     def _take(self, arguments: Mapping[str, Any]) -> None:
+        self._together = self._rows_a_sample()
         self._entering = [self._stream(arguments, stream) for stream in self.adapter.streams]
         self._versions = [_version(tensor) for tensor in self._entering]
 
     def capture(self, leaving: list[Tensor]) -> None:
         """Take the residual."""
         residuals = self._residuals(leaving)
-        self.leave(pack(residuals, self.rows, f"the block stack of {type(self.network).__name__}"))
+        what = f"the block stack of {type(self.network).__name__}"
+        self.leave(pack(residuals, self.rows, what, self._together))
         self._entering = []
 
     @property
@@ -226,7 +239,7 @@ class BlocksSite(InsideSite):
 
     def replaced(self) -> list[Tensor]:
         """Return what leaves the stack instead: what entered plus the remembered residual."""
-        residuals = unpack(self.replacement, self.entered, self.rows)
+        residuals = unpack(self.replacement, self.entered, self.rows, self._together)
         streams = [entered + residual for entered, residual in zip(self.entered, residuals, strict=True)]
         self.leave(None)
         self._entering = []
@@ -239,8 +252,14 @@ class BlocksSite(InsideSite):
                 f"the first block of {type(self.network).__name__} got {name}={type(value).__name__}; its adapter says "
                 "that this is a stream, which is a tensor (B, ...)"
             )
-        copies_of(value, self.rows, f"stream {name!r} of {type(self.network).__name__}")
+        what = f"stream {name!r} of {type(self.network).__name__}"
+        self.check_order(copies_of(value, self.rows, what), what, known=self.adapter.rows_a_sample is not None)
         return value
+
+    def _rows_a_sample(self) -> int:
+        """Return how many rows of a stream stand next to each other for a sample."""
+        count, x = self.adapter.rows_a_sample, self.latent
+        return 1 if count is None or x is None else count(x)
 
     def _source(self, name: str) -> BlockSignal | OutputOf | Signal:
         own = self.adapter.signals.get(name)
@@ -259,7 +278,7 @@ class BlocksSite(InsideSite):
             else:
                 with weights_at_hand(self._first):
                     value = self._read(source, arguments)
-        return read_signal(name, value, self.rows, type(self.network).__name__)
+        return read_signal(name, value, self.rows, type(self.network).__name__, self._together)
 
     def _read(self, source: BlockSignal | Signal, arguments: Mapping[str, Any]) -> Tensor:
         if not isinstance(source, Signal):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from cachepolicies.base.errors import RunError
+from cachepolicies.base.errors import RowsUnknownError
 from cachepolicies.base.outputs import form_of, tensor_of
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.signal import Signal, SignalInput
@@ -64,7 +64,7 @@ class OutputSite(ResolvedSite):
             output = invocation.run(rows)
             prediction, form = tensor_of(output), form_of(output)
             if served.rows_may_part and form.extra_tensors:
-                raise RunError(
+                raise RowsUnknownError(
                     "the denoiser returns further tensors beside its prediction, which cannot be merged row by row; "
                     "use per_sample=False"
                 )

@@ -8,7 +8,7 @@ from cachepolicies.base.errors import InputError, PluginError
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.signal import Signal
 from cachepolicies.registry.load import signals
-from cachepolicies.sites._rows import by_sample
+from cachepolicies.sites._rows import by_sample, copies_of
 
 
 def registered_signals(setup: Setup) -> dict[str, Signal]:
@@ -35,7 +35,7 @@ def outside_signals(setup: Setup) -> dict[str, Signal]:
     return {name: signal for name, signal in registered_signals(setup).items() if not signal.inside}
 
 
-def read_signal(name: str, value: Tensor, rows: int, what: str) -> Tensor:
+def read_signal(name: str, value: Tensor, rows: int, what: str, together: int = 1) -> Tensor:
     """Return a signal's value with one row a sample, detached.
 
     Args:
@@ -43,6 +43,7 @@ def read_signal(name: str, value: Tensor, rows: int, what: str) -> Tensor:
         value: ``(k * rows, ...)``, or ``(1, ...)`` where it is the same for all.
         rows: of the caller's batch.
         what: it is read from, for messages.
+        together: how many rows of one sample stand next to each other, where it has several.
 
     Raises:
         InputError: it has another number of rows.
@@ -52,4 +53,6 @@ def read_signal(name: str, value: Tensor, rows: int, what: str) -> Tensor:
     value = value.detach()
     if value.ndim and value.shape[0] == 1 != rows:
         value = value.expand(rows, *value.shape[1:])
-    return by_sample(value, rows, f"signal {name!r} of {what}")
+    what = f"signal {name!r} of {what}"
+    copies = copies_of(value, rows, what)
+    return by_sample(value, rows, what, 1 if copies % together else together)

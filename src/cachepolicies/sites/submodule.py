@@ -44,24 +44,27 @@ class Submodule(Site):
         """
         network = setup.network_for(self.path)
         refuse_frozen_graphs(network)
-        return SubmoduleSite(network, self.path, outside_signals(setup))
+        return SubmoduleSite(network, self.path, outside_signals(setup), wrapped=setup.model is not network)
 
 
 class SubmoduleSite(InsideSite):
     """The output of one module of a network."""
 
-    def __init__(self, network: nn.Module, path: str, signals: Mapping[str, Signal] | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, path: str, signals: Mapping[str, Signal] | None = None, *, wrapped: bool = True
+    ) -> None:
         """Find the module.
 
         Args:
             network: that has it.
             path: of the module.
             signals: read from the latent and t, by name.
+            wrapped: whether something around the network may call it on the batch several times over.
 
         Raises:
             SettingsError: the network has no module at this path.
         """
-        super().__init__(network, path)
+        super().__init__(network, path, wrapped=wrapped)
         self._signals = dict(signals or {})
         self._gates: dict[nn.Module, Handler] = {submodule(network, path, "site"): _Around(self)}
 
@@ -77,7 +80,7 @@ class SubmoduleSite(InsideSite):
 
     def twin(self) -> SubmoduleSite:
         """Return the same site for another thread."""
-        return SubmoduleSite(self.network, self.name, self._signals)
+        return SubmoduleSite(self.network, self.name, self._signals, wrapped=self._wrapped)
 
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gate of the module."""
@@ -98,6 +101,8 @@ class SubmoduleSite(InsideSite):
     def capture(self, output: Any) -> None:
         """Take what the module returned."""
         form, packed = OutputTensors.taken(output, self.rows, self.name)
+        for copies, *_ in form.shapes:
+            self.check_order(copies, f"the output of {self.name!r}", known=False)
         self.keep(form)
         self.leave(packed)
 

@@ -43,7 +43,7 @@ class AdapterCase:
 
     def cached(self, policy: CachePolicy) -> CachedDenoiser:
         """Return the model, wrapped and cut as the adapter says."""
-        return CachedDenoiser(self.subject.model, policy, site="blocks", adapter=self.adapter)
+        return CachedDenoiser(self.subject.model, policy, site="blocks", adapter=self.adapter, per_sample=True)
 
     def blocks(self) -> dict[str, nn.Module]:
         """Return the blocks of the stack by path, in order."""

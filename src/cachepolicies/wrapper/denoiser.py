@@ -29,11 +29,12 @@ from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.call import DEFAULT_BRANCH, Call, Declaration
 from cachepolicies.engine.choice import Choice
-from cachepolicies.engine.conditioning import comes_with_memory
+from cachepolicies.engine.conditioning import writes_memory
 from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.requests import Requests, generator_of
+from cachepolicies.engine.together import Together
 from cachepolicies.engine.trace import Trace
 from cachepolicies.policies.limits import Limits
 from cachepolicies.profiles.match import check_profile
@@ -84,7 +85,7 @@ class CachedDenoiser(RunAwareDenoiser):
         limits: Limits | None = None,
         cfg: Literal["separate", "batched"] = "separate",
         branches: Literal["shared", "independent"] = "shared",
-        per_sample: bool = True,
+        per_sample: bool | None = None,
         batched: Collection[str] | None = None,
         x_name: str | None = None,
         t_name: str | None = None,
@@ -120,7 +121,8 @@ class CachedDenoiser(RunAwareDenoiser):
             cfg: ``"batched"`` if the batch is doubled for guidance, ``cat([x, x])``: both rows of a sample then follow
                 one decision. ``"separate"`` otherwise; name the branch of every call.
             branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
-            per_sample: ``False`` for one decision for the whole batch.
+            per_sample: whether every sample decides for itself; by default it does unless the adapter of the network
+                says that the samples of a batch depend on each other, or the arguments of a call cannot be cut by rows.
             batched: names of the arguments with one row a sample; by default every tensor whose first dimension is
                 the batch size.
             x_name: name of the latent argument, where it is not found by itself.
@@ -181,8 +183,10 @@ class CachedDenoiser(RunAwareDenoiser):
         )
         self._choice, self._site = assembly.choice, assembly.site
         # the adapter knows the network's arguments, not those of a wrapper around it
-        rows = None if assembly.adapter is None or not isinstance(model, nn.Module) else assembly.adapter.rows
-        self._signature = Signature.of(model, x_name, t_name, batched, rows)
+        known = assembly.adapter if isinstance(model, nn.Module) else None
+        self._signature = Signature.of(model, x_name, t_name, batched, None if known is None else known.rows)
+        self._only_reads = None if known is None else known.reads_memory
+        self._together = Together(asked=per_sample is True)
         self._requests: Requests[Request] = Requests(partial(Request, self._choice), "this denoiser")
         self._branch: ContextVar[str | None] = ContextVar("branch", default=None)
         self._is_plain = isinstance(self._choice, Engine) and self._choice.passes
@@ -326,7 +330,7 @@ class CachedDenoiser(RunAwareDenoiser):
             request.reset()
             raise
         conditioning = {} if self._is_plain else self._signature.conditioning(args, kwargs)
-        if comes_with_memory(conditioning):
+        if writes_memory(conditioning, self._only_reads):
             request.pass_by(level, name or DEFAULT_BRANCH)
             return self.model(*args, **kwargs)
         if self._recounts:
@@ -340,6 +344,7 @@ class CachedDenoiser(RunAwareDenoiser):
             name is not None,
             conditioning,
             origin=generator_of(2) if declaration is None else 0,
+            as_one=self._together.found,
         )
         served = enter(request, call)
         if served.engine.passes:
@@ -351,7 +356,7 @@ class CachedDenoiser(RunAwareDenoiser):
             served.pass_through()
             return output
         invocation = Invocation(self.model, args, kwargs, self._signature, x)
-        output = self._site.serve(served, invocation)
+        served, output = self._together.serve(self._site, served, invocation)
         served.look(invocation)
         return output
 
