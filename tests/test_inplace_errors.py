@@ -14,9 +14,11 @@ from torch import nn
 
 import cachepolicies
 from cachepolicies import CacheWarning, InputError, NeedsError, ProfileError, RunError, SettingsError
+from cachepolicies.policies import Uniform
 from cachepolicies.profiles.schema import ModelInfo
 from enabled_pipelines import STEPS, constant_profile, decisions, pipeline, settings, steps_of
 from enabled_pipelines import one_thread as one_thread
+from more_pipelines import MORE
 from scripted import Scripted
 from tiny_models import TINY
 from tiny_pipelines import PIPELINES
@@ -264,7 +266,10 @@ def test_targets_that_are_no_denoisers():
         def __init__(self):
             self.components = {"vae": nn.Linear(1, 1)}
 
-    with pytest.raises(SettingsError, match=r"Decoder has no component named transformer, transformer_2, unet.*vae"):
+    with pytest.raises(
+        SettingsError,
+        match=r"Decoder has no component named transformer, transformer_2, .*unet.*vae",
+    ):
         cachepolicies.enable(Decoder(), "never")
 
 
@@ -486,3 +491,34 @@ def test_a_part_of_a_denoiser_is_refused_at_set_up():
         target=part,
         site="output",
     )
+
+
+def test_denoising_components_that_are_not_cached_are_named():
+    tiny = MORE["sd-controlnet"]
+    pipe = tiny.build()
+    with cachepolicies.enable(pipe, Uniform(every=2)) as enabled:
+        tiny.call(pipe, steps=6)
+        assert enabled.left_alone == {"controlnet": "ControlNetModel"}
+        assert "left alone: controlnet, a ControlNetModel" in repr(enabled)
+        assert any("controlnet, a ControlNetModel, is left alone" in note for note in enabled.trace.notes)
+    plain = TINY["WanTransformer3DModel"].build()
+    assert cachepolicies.enable(plain, Uniform(every=2)).left_alone == {}
+
+
+class Pipe:
+    """What a pipeline is to the cache: components and a scheduler."""
+
+    def __init__(self, **components: Any) -> None:
+        self.components, self.scheduler = components, components["scheduler"]
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_a_denoiser_of_another_name_is_found_where_it_is_the_only_one(name):
+    denoiser, scheduler = TINY["WanTransformer3DModel"].build(), diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = Pipe(text=nn.Linear(2, 2), scheduler=scheduler, **{name: denoiser})
+    with cachepolicies.enable(pipe, Uniform(every=2)) as enabled:
+        assert [binding.name for binding in enabled.bindings] == [name]
+    other = TINY["DiTTransformer2DModel"].build()
+    both = Pipe(**pipe.components, other=other)
+    with pytest.raises(SettingsError, match="has no component named"):
+        cachepolicies.enable(both, Uniform(every=2))

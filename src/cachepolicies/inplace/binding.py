@@ -169,6 +169,7 @@ class Binding:
         self.requests: Requests[InPlaceRequest] = Requests(partial(_request_of, weakref.ref(self)), name)
         self._signature = signature
         self._together = together
+        self.remarks: tuple[str, ...] = ()
         self._clock = clock
         self._enabled_with = None if clock is None else clock.scheduler()
 
@@ -250,13 +251,13 @@ class Binding:
             raise
 
     def notes(self, info: RunInfo) -> Sequence[str]:
-        """Return what differs between the profile and the run that begins.
+        """Return what is to be known of the pipeline, and what differs between the profile and the run that begins.
 
         Raises:
             ProfileError: the profile was calibrated for something else, or for another family of schedulers.
         """
         if info.profile is None:
-            return ()
+            return self.remarks
         scheduler = None
         unknown: tuple[str, ...] = ()
         if self._clock is not None and self.requests.current().pipeline_run is not None:
@@ -275,7 +276,7 @@ class Binding:
             first_t=info.first_t,
             dtype=info.dtype,
         )
-        return (*found, *unknown)
+        return (*self.remarks, *found, *unknown)
 
     def _call(self, request: InPlaceRequest, x: Tensor, t: object, conditioning: dict[str, Any]) -> Call:
         position = self.hook.position()

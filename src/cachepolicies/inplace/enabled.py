@@ -26,7 +26,7 @@ from cachepolicies.contracts.substitute import Substitute
 from cachepolicies.engine.together import Together
 from cachepolicies.engine.trace import Trace, joined
 from cachepolicies.inplace.clock import PipelineClock
-from cachepolicies.inplace.targets import denoisers_of, scheduler_of_pipeline
+from cachepolicies.inplace.targets import denoisers_of, left_alone, scheduler_of_pipeline
 from cachepolicies.policies.limits import Limits
 from cachepolicies.profiles.schema import Profile
 
@@ -55,11 +55,16 @@ class Enabled:
 
     Attributes:
         target: the module or pipeline.
+        left_alone: its components that take a noise level too and are not cached, a ControlNet say: name to class.
     """
 
     def __init__(self, target: Any, bindings: Sequence[Binding]) -> None:
         self.target = target
         self._bindings = tuple(bindings)
+        served = [binding.name for binding in bindings]
+        self.left_alone = {name: type(module).__name__ for name, module in left_alone(target, served).items()}
+        for name, kind in self.left_alone.items():
+            self._bindings[0].remarks += (f"{name}, a {kind}, is left alone: it runs whenever the pipeline calls it",)
 
     @property
     def bindings(self) -> tuple[Binding, ...]:
@@ -131,7 +136,8 @@ class Enabled:
         what = ", ".join(
             f"{b.name}: {b.choice.sentence or repr(b.engine.policy)} at {b.site.name!r}" for b in self._bindings
         )
-        return f"Enabled({what})"
+        rest = "".join(f"; left alone: {name}, a {kind}" for name, kind in self.left_alone.items())
+        return f"Enabled({what}{rest})"
 
 
 def enable(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,8 +12,11 @@ from cachepolicies.base.errors import SettingsError
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
 
-DENOISERS = ("transformer", "transformer_2", "unet")
+DENOISERS = ("transformer", "transformer_2", "unconditional_transformer", "unet")
 """Names of the components of diffusers' pipelines that are called at every step."""
+
+_HOMES = ("diffusers.models.transformers.", "diffusers.models.unets.", "diffusers.models.controlnets.")
+"""Packages whose classes may be called at every step under another name."""
 
 
 def denoisers_of(target: Any) -> dict[str, nn.Module]:
@@ -32,11 +37,38 @@ def denoisers_of(target: Any) -> dict[str, nn.Module]:
             "is wrapped: cachepolicies.CachedDenoiser(model, ...)"
         )
     found = {name: _eager(components[name]) for name in DENOISERS if isinstance(components.get(name), nn.Module)}
+    if not found and getattr(target, "scheduler", None) is not None:
+        # One of another name that runs on the pipeline's own scheduler, as Stable Cascade's `prior` or `decoder`.
+        others = {name: module for name, module in _others(components).items() if "controlnet" not in name}
+        found = others if len(others) == 1 else {}
     if not found:
         raise SettingsError(
             f"{type(target).__name__} has no component named {', '.join(DENOISERS)} (it has: {', '.join(components)}); "
             "give the module itself"
         )
+    return found
+
+
+def left_alone(target: Any, served: Iterable[str]) -> dict[str, nn.Module]:
+    """Return the components that take a noise level as well, and are not among those served, by name.
+
+    A ControlNet is one: it runs at every step, whatever the cache does.
+    """
+    components = getattr(target, "components", None)
+    if not isinstance(components, dict):
+        return {}
+    return {name: module for name, module in _others(components).items() if name not in set(served)}
+
+
+def _others(components: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return the components of the kinds of networks that denoise, whatever their names."""
+    found = {}
+    for name, component in components.items():
+        module = _eager(component) if isinstance(component, nn.Module) else None
+        if module is None or not any(kind.__module__.startswith(_HOMES) for kind in type(module).__mro__):
+            continue
+        if any("timestep" in parameter for parameter in inspect.signature(type(module).forward).parameters):
+            found[name] = module
     return found
 
 
