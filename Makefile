@@ -7,18 +7,20 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage mutated stateful changelog docs bench bench-budgets bench-peers bench-peers-short bench-plans study train clean
+.PHONY: help demo test lint coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
 	@echo "make test   lint, then the test suite"
 	@echo "make lint   ruff check, ruff format --check, mypy --strict, and that imports run one way"
 	@echo "make mutated  10 000 damaged profiles and plans: each read or refused, in a second and 200 MB (minutes)"
+	@echo "make mutations  80 hand-made faults in the library: each is found by a test (minutes); goes on where it stopped"
 	@echo "make stateful  3000 generations in flight at once, each compared with the same alone (minutes)"
 	@echo "make coverage  the test suite with the lines and branches that it does not reach"
 	@echo "make changelog VERSION=x.y.z  join the fragments of changelog.d into CHANGELOG.md"
 	@echo "make docs   build the documentation into site/ (strict)"
-	@echo "make bench  what the engine adds to a call"
+	@echo "make bench  what the engine adds to a call, and what is gained of what executed FLOPs promise"
+	@echo "make bench-gpu  the same on a GPU, in the shapes of real models (under 8 minutes on a data-centre card)"
 	@echo "make bench-budgets  whether budgets are met, and what the default gives; goes on where it stopped"
 	@echo "make bench-peers  other caches and ours at equal work; goes on where it stopped"
 	@echo "make bench-peers-short  the same on four samples of two models, in minutes, against the committed figures"
@@ -60,6 +62,9 @@ coverage: $(INSTALLED)
 mutated: $(INSTALLED)
 	$(BIN)/python bench/mutated.py 10000
 
+mutations: $(INSTALLED)
+	$(BIN)/python bench/mutations/inject.py
+
 stateful: $(INSTALLED)
 	CACHEPOLICIES_GENERATIONS=3000 $(BIN)/python -m pytest tests/test_stateful.py
 
@@ -69,8 +74,12 @@ changelog: $(INSTALLED)
 docs: $(INSTALLED_DOCS)
 	$(BIN)/mkdocs build --strict
 
+bench-gpu: $(INSTALLED)
+	$(BIN)/python bench/gpu.py
+
 bench: $(INSTALLED)
 	$(BIN)/python bench/overhead.py
+	$(BIN)/python bench/speedup.py
 	$(BIN)/python bench/inplace.py
 	$(BIN)/python bench/added.py
 

@@ -70,7 +70,9 @@ def tiny() -> Any:
     )
 
 
-def profile_of(timesteps: tuple[float, ...]) -> Profile:
+def profile_of(
+    timesteps: tuple[float, ...], model: str = "WanTransformer3DModel", shape: tuple[int, ...] = SHAPE
+) -> Profile:
     """Return constant sensitivities, and ratios of 1."""
 
     def curve(value: float) -> Curve:
@@ -78,9 +80,9 @@ def profile_of(timesteps: tuple[float, ...]) -> Profile:
 
     return Profile(
         name="constant",
-        model=ModelInfo("WanTransformer3DModel"),
+        model=ModelInfo(model),
         prediction_type="velocity",
-        latent_shape=SHAPE,
+        latent_shape=shape,
         scheduler=SchedulerInfo("flow-euler", "flow"),
         timesteps=timesteps,
         curves={"alpha_x": curve(0.1), "alpha_t": curve(1e-4)},

@@ -293,3 +293,15 @@ def test_the_passes_of_a_modular_pipelines_guider_are_branches_of_their_own(sche
     assert not any(SEEN)
     assert len({record.branch for record in trace.records}) == (3 if scale > 1 else 2)
     assert trace.nfe < trace.calls
+
+
+def test_the_other_branch_keeps_what_it_remembers():
+    denoiser = CachedDenoiser(asked, Uniform(every=6), branches="independent")
+    x, steady = torch.ones(2, 3), torch.zeros(2, 1)
+    with denoiser.run(timesteps=TIMES) as run:
+        for k, t in enumerate(TIMES):
+            denoiser(x, t, torch.full((2, 1), float(k >= 4)), branch="cond")
+            denoiser(x, t, steady, branch="uncond")
+        found = {name: [r.evaluated[0] for r in run.trace.records if r.branch == name] for name in ("cond", "uncond")}
+    assert found["cond"] == [True, False, False, False, True, False]
+    assert found["uncond"] == [True, False, False, False, False, False]

@@ -556,3 +556,53 @@ def test_high_orders_grow_into_their_history(substitute):
     walk(denoiser, noise(), LEVELS[:12])
     orders = [record.order for record in denoiser.trace.records[1::2]]
     assert [order[0] for order in orders if order is not None] == [0, 1, 2, 3, 4, 4]
+
+
+@frozen
+class OfOthers(Substitute):
+    """Hold, and note what the other branches returned at the same step."""
+
+    name = "of-others"
+    seen: list[tuple[float, str, tuple[str, ...]]]
+
+    @property
+    def history(self) -> int:
+        return 1
+
+    @property
+    def wants_branches(self) -> bool:
+        return True
+
+    def predict(self, context, history):
+        self.seen.append((context.t, context.branch, tuple(sorted(context.branches))))
+        return history[0].output
+
+
+def test_a_substitute_sees_the_other_branches_of_its_own_step_only():
+    substitute = OfOthers([])
+    levels = (900.0, 800.0, 700.0)
+    script = {800.0: True, 700.0: True}
+    denoiser = CachedDenoiser(lambda x, t: x * t, Scripted(script), substitute=substitute)
+    with denoiser.run(timesteps=levels):
+        for t in levels:
+            denoiser(noise(), t, branch="cond")
+            denoiser(noise(), t, branch="uncond")
+    assert substitute.seen == [
+        (800.0, "cond", ()),
+        (800.0, "uncond", ("cond",)),
+        (700.0, "cond", ()),
+        (700.0, "uncond", ("cond",)),
+    ]
+
+
+def test_rows_that_part_keep_their_own_inputs():
+    """``residual`` adds what went in when a row was evaluated, not what went in for another row."""
+    script = {900.0: [False] * 3, 800.0: [True, True, False], 700.0: [True, False, True], 600.0: [True] * 3}
+    denoiser = CachedDenoiser(lambda x, t: x * x + t, Scripted(script), substitute="residual")
+    latents = {t: torch.arange(1.0, 4.0)[:, None] * t for t in script}
+    with denoiser.run(timesteps=tuple(script)):
+        outputs = {t: denoiser(latents[t], t) for t in script}
+    for row, refreshed in enumerate((900.0, 700.0, 800.0)):
+        then = latents[refreshed][row]
+        expected = latents[600.0][row] + (then * then + refreshed - then)
+        assert torch.allclose(outputs[600.0][row], expected)

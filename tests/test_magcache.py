@@ -415,3 +415,13 @@ def test_engine_uses_it():
         for t in info.timesteps:
             denoiser(torch.ones(2, 3), t)
     assert [r.index for r in trace.records if r.evaluated[0]] == FLUX_EVALUATED
+
+
+def test_by_level_an_undeclared_run_accumulates_as_a_declared_one():
+    profile = measured({"": [1.0, 0.9, 0.8, 0.9, 0.7, 0.9]})
+    policy = MagCache(threshold=9.0, max_reuse=99, retention_ratio=0.0).resolve(Setup(profile))
+    declared = run_info(6, profile=profile)
+    alone = attrs.evolve(declared, timesteps=None)
+    scores = [d.score[0] for d in drive(policy, declared)[1:]]
+    assert scores == [d.score[0] for d in drive(policy, alone, declared.timesteps)[1:]]
+    assert scores == sorted(set(scores))

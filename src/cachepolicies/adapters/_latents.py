@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cachepolicies.base.errors import InputError
+from cachepolicies.base.foreign import writes_so_far
 
 _GRIDS: MutableMapping[Tensor, tuple[int, tuple[int, int]]] = WeakTensorKeyDictionary()
 """Grids by the tensor of position ids that says them: it is read from the device once, not at every step."""
@@ -144,7 +145,7 @@ def _grid_of_ids(x: Tensor, call: Mapping[str, Any]) -> tuple[int, int]:
     ids = call.get("img_ids")
     if not isinstance(ids, Tensor) or ids.ndim not in (2, 3):
         raise _unknown(x, f"`img_ids` is a {type(ids).__name__} and says no grid")
-    version = 0 if ids.is_inference() else ids._version
+    version = writes_so_far(ids)
     known = _GRIDS.get(ids)
     if known is None or known[0] != version:
         known = _GRIDS[ids] = (version, _grid(ids.detach().reshape(-1, *ids.shape[-2:]).tolist(), x))

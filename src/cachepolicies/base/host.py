@@ -18,6 +18,7 @@ from attrs import frozen
 from torch import Tensor
 
 from cachepolicies.base.errors import InputError
+from cachepolicies.base.foreign import writes_so_far
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,13 +75,13 @@ class DeclaredTimesteps:
                 raise InputError(f"timesteps[{position}] is {value!r}; every timestep is a finite number")
         if tensor is not None and (tensor.is_inference() or visible(tensor)):
             tensor = None
-        version = tensor._version if tensor is not None else 0
+        version = writes_so_far(tensor) if tensor is not None else 0
         return cls(tuple(float(v) for v in values), tensor, version)
 
     def recognise(self, t: Tensor) -> float | None:
         """Return the value of ``t`` if it is a view of one element of the declared tensor, else ``None``."""
         own = self.tensor
-        if own is None or own._version != self.version or t.dtype != own.dtype or t.device != own.device:
+        if own is None or writes_so_far(own) != self.version or t.dtype != own.dtype or t.device != own.device:
             return None
         if t.untyped_storage().data_ptr() != own.untyped_storage().data_ptr():
             return None

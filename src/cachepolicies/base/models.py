@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cachepolicies.base.foreign import inside_compiled
+
 _MOST_WRAPPERS = 8
 
 _PLAIN_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
@@ -80,8 +82,8 @@ def unwrap(model: Any) -> Any:
     while True:
         if isinstance(model, functools.partial):
             model = model.func
-        elif isinstance(model, nn.Module) and isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # torch.compile
+        elif (compiled := inside_compiled(model)) is not None:
+            model = compiled
         elif isinstance(getattr(model, "__self__", None), nn.Module):
             model = model.__self__
         else:

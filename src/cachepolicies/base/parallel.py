@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from cachepolicies.base.foreign import context_parallel_settings
+
 
 def context_parallel(network: Any) -> int:
     """Return by how many processes the tokens of a call are shared, 1 where it is one process's own."""
-    config = getattr(getattr(network, "_parallel_config", None), "context_parallel_config", None)
+    config = context_parallel_settings(network)
     if config is None:
         return 1
     degrees = (getattr(config, name, None) for name in ("ring_degree", "ulysses_degree"))

@@ -14,6 +14,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from cachepolicies.base.foreign import writes_so_far
 from cachepolicies.base.sources import is_memory
 from cachepolicies.contracts.adapter import ReadsMemory
 
@@ -51,16 +52,16 @@ class Kept:
     @classmethod
     def of(cls, tensor: Tensor) -> Kept:
         """Take note of a tensor; nothing waits for its device."""
-        return cls(weakref.ref(tensor), version_of(tensor), _form(tensor), _mark(tensor))
+        return cls(weakref.ref(tensor), writes_so_far(tensor), _form(tensor), _mark(tensor))
 
     @classmethod
     def mere(cls, tensor: Tensor) -> Kept:
         """Take note of a tensor that is to be known again only as long as it is there."""
-        return cls(weakref.ref(tensor), version_of(tensor), (), None)
+        return cls(weakref.ref(tensor), writes_so_far(tensor), (), None)
 
     def is_same(self, tensor: object) -> bool:
         """Return whether something is the very tensor, and nobody has written on it since; reads nothing."""
-        return isinstance(tensor, Tensor) and self.alive() is tensor and self.version == version_of(tensor)
+        return isinstance(tensor, Tensor) and self.alive() is tensor and self.version == writes_so_far(tensor)
 
     def still_equals(self, tensor: Tensor) -> bool | None:
         """Return whether a tensor has the values of this one, ``None`` where it is gone or was written on since.
@@ -68,7 +69,7 @@ class Kept:
         Waits for the device where they are two tensors.
         """
         own = self.alive()
-        if own is None or self.version != version_of(own):
+        if own is None or self.version != writes_so_far(own):
             return None
         return own is tensor or (own.shape == tensor.shape and own.dtype == tensor.dtype and torch.equal(own, tensor))
 
@@ -237,11 +238,6 @@ def _alike(known: Any, now: Any, differing: Any) -> bool:
     if type(known) is not type(now):
         return False
     return np.array_equal(known, now) if isinstance(known, np.ndarray) else bool(known == now)
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was written on; 0 for one made in inference mode, which does not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

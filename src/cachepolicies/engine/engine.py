@@ -10,6 +10,7 @@ from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
 
 from cachepolicies.base.errors import RunError
+from cachepolicies.base.foreign import writes_so_far
 from cachepolicies.base.parallel import context_parallel, why_not_parallel
 from cachepolicies.contracts.policy import CachePolicy
 from cachepolicies.contracts.step import RunInfo, Step
@@ -17,7 +18,6 @@ from cachepolicies.contracts.substitute import Context, Substitute
 from cachepolicies.engine import check
 from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineSettings, Evaluate, Exchange
 from cachepolicies.engine.choice import Chosen
-from cachepolicies.engine.conditioning import version_of
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.loop import served_place
@@ -140,7 +140,7 @@ def enter(request: Request, call: Call) -> ServedCall:
     if run.full is not None and call.full is None:
         call = evolve(call, full=run.full)
     index = run.index(call)
-    given, version = call.x, version_of(call.x)
+    given, version = call.x, writes_so_far(call.x)
     if request.engine.looks and run.writes_input is not False and not given.requires_grad:
         # The model may write on what it is handed; policies look at the latent after it has run, and keep it.
         call = evolve(call, x=given.clone())
@@ -266,7 +266,7 @@ class ServedCall:
     def _was_written_on(self) -> bool:
         if self.given.is_inference():  # which does not count: compared once a run
             return self.given is not self.call.x and not torch.equal(self.given, self.call.x)
-        return version_of(self.given) != self.version
+        return writes_so_far(self.given) != self.version
 
     def look(self, invocation: Invocation) -> None:
         """Let who looks on at the run see the call that was served; what that evaluates is counted in the trace."""

@@ -13,11 +13,11 @@ from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
 from torch import nn
 
 from cachepolicies.base.errors import RunError, SettingsError
+from cachepolicies.base.foreign import REGISTRY, forget_children, is_accelerated, order_of_hooks, references_of_hooks
 from cachepolicies.inplace.clock import Position
 from cachepolicies.sites._graphs import Resume, apart
 
 NAME = "cachepolicies"
-_REGISTRY = "_diffusers_hook"
 
 Serve = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -145,7 +145,7 @@ class Installed:
                 "cachepolicies.CachedDenoiser(model, ..., site='output')"
             )
         self.module = module
-        self._had_registry = hasattr(module, _REGISTRY)
+        self._had_registry = hasattr(module, REGISTRY)
         self._own_forward = "forward" in module.__dict__
         registry = HookRegistry.check_if_exists_or_initialize(module)
         outside = _accelerated(module)
@@ -158,7 +158,7 @@ class Installed:
         if outside is not None:
             _set(module, "_old_forward", module.forward)
             _set(module, "forward", outside)
-        _invalidate(registry)
+        forget_children(registry)
 
     def remove(self) -> None:
         """Take the hook out, and leave the module as it was.
@@ -167,28 +167,29 @@ class Installed:
             RunError: something else has replaced the module's forward since.
         """
         module = self.module
-        registry = getattr(module, _REGISTRY)
+        registry = getattr(module, REGISTRY)
         outside = None
-        if registry._hook_order[-1] == NAME and module.forward is not self._forward:
+        if order_of_hooks(registry)[-1] == NAME and module.forward is not self._forward:
             outside = _accelerated(module)
             if outside is None or module._old_forward is not self._forward:
                 raise RunError(
                     f"the forward of {type(module).__name__} was replaced after the cache was enabled; undo that "
                     "first, then disable the cache"
                 )
-        at = registry._hook_order.index(NAME)
-        overwritten = [(ref, ref.forward) for ref in registry._fn_refs[at + 1 : at + 2] if ref.original_forward]
+        following = order_of_hooks(registry).index(NAME) + 1
+        behind = references_of_hooks(registry)[following : following + 1]
+        overwritten = [(ref, ref.forward) for ref in behind if ref.original_forward]
         registry.remove_hook(NAME, recurse=False)
         for ref, forward in overwritten:  # the forward of a hook that has its own, see `_Reference`
             ref.original_forward, ref.forward = ref.forward, forward
         if outside is not None:
             _set(module, "_old_forward", module.forward)
             _set(module, "forward", outside)
-        elif not self._own_forward and not registry._hook_order:
+        elif not self._own_forward and not order_of_hooks(registry):
             module.__dict__.pop("forward", None)  # the class's own again
-        _invalidate(registry)
+        forget_children(registry)
         if not self._had_registry and not registry.hooks:
-            delattr(module, _REGISTRY)
+            delattr(module, REGISTRY)
 
 
 def _set(module: nn.Module, name: str, forward: Any) -> None:
@@ -197,13 +198,7 @@ def _set(module: nn.Module, name: str, forward: Any) -> None:
 
 def _accelerated(module: nn.Module) -> Any:
     """Return accelerate's forward around the module's own, ``None`` where there is none."""
-    return module.forward if hasattr(module, "_hf_hook") and hasattr(module, "_old_forward") else None
-
-
-def _invalidate(registry: Any) -> None:
-    forget = getattr(registry, "invalidate_child_registries_cache", None)  # diffusers >= 0.37
-    if forget is not None:
-        forget()
+    return module.forward if is_accelerated(module) else None
 
 
 def _first_int(context: object, *names: str) -> int | None:

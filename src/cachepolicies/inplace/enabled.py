@@ -16,6 +16,7 @@ from cachepolicies.assembly.options import Options
 from cachepolicies.assembly.run_handle import RunHandle
 from cachepolicies.base.budget import as_budget
 from cachepolicies.base.errors import RunError, SettingsError
+from cachepolicies.base.foreign import cache_of_diffusers, hooks_of
 from cachepolicies.base.host import DeclaredTimesteps
 from cachepolicies.base.signature import Signature
 from cachepolicies.contracts.adapter import Adapter
@@ -45,7 +46,7 @@ class _Attached:
 
 def _attached_to(module: nn.Module) -> _Attached | None:
     """Return what is enabled on a module; it lives with the module's own hook, so nothing outlives the module."""
-    registry = getattr(module, "_diffusers_hook", None)
+    registry = hooks_of(module)
     found = None if registry is None else getattr(registry.get_hook("cachepolicies"), "attached", None)
     return found if isinstance(found, _Attached) else None
 
@@ -336,8 +337,8 @@ def _refuse_second(name: str, module: nn.Module) -> None:
             f"caching is enabled on {name} already: {binding.engine.policy!r} at site {binding.site.name!r}; "
             "cachepolicies.disable it first"
         )
-    if getattr(module, "is_cache_enabled", False):
-        config = type(getattr(module, "_cache_config", None)).__name__
+    config = cache_of_diffusers(module)
+    if config is not None:
         raise RunError(f"diffusers' own cache is enabled on {name} ({config}); call its disable_cache() first")
 
 

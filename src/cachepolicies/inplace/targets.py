@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.foreign import inside_compiled
 from cachepolicies.contracts.scheduler import Scheduler
 from cachepolicies.schedulers.resolve import as_scheduler
 
@@ -81,6 +82,6 @@ def scheduler_of_pipeline(found: Any) -> Scheduler | None:
 
 
 def _eager(module: nn.Module) -> nn.Module:
-    while isinstance(getattr(module, "_orig_mod", None), nn.Module):
-        module = module._orig_mod  # type: ignore[assignment]
+    while (inside := inside_compiled(module)) is not None:
+        module = inside
     return module

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from cachepolicies.base.foreign import inside_compiled
+
 
 class ArgumentNames:
     """The parameter names of a module's forward."""
 
     def __init__(self, module: nn.Module) -> None:
         inner: Any = module
-        while isinstance(getattr(inner, "_orig_mod", None), nn.Module):  # torch.compile
-            inner = inner._orig_mod
+        while (compiled := inside_compiled(inner)) is not None:
+            inner = compiled
         # of the class: hooks and offloading replace the instance's forward by one that takes anything
         parameters = list(inspect.signature(type(inner).forward).parameters.values())[1:]
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from cachepolicies.base.foreign import frame_evaluation
 from cachepolicies.base.host import outside_graphs
 
 P = ParamSpec("P")
@@ -32,7 +33,7 @@ def apart(function: Callable[Concatenate[Resume, P], R]) -> Callable[P, R]:
     ``torch.compiler.disable`` has one half of this: recursive, it keeps what the function calls of the model from being
     compiled as well; not recursive, it compiles the functions of the cache one by one.
     """
-    from torch._C._dynamo.eval_frame import set_eval_frame
+    set_eval_frame = frame_evaluation()
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         compiler = set_eval_frame(None)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from cachepolicies.base.foreign import REGISTRY
+
 _GROUP = "group_offloading"
 """Name of the hook in diffusers."""
 
@@ -29,7 +31,7 @@ def weights_at_hand(module: nn.Module) -> Iterator[None]:
         with align_module_device(module):
             yield
         return
-    registry: Any = attributes.get("_diffusers_hook")
+    registry: Any = attributes.get(REGISTRY)
     hook = None if registry is None else registry.get_hook(_GROUP)
     if hook is None:
         yield

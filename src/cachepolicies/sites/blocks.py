@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from cachepolicies.adapters.find import adapter_of, blocks_of
 from cachepolicies.base.errors import InputError, RunError, SettingsError
+from cachepolicies.base.foreign import is_compiled_by_itself, writes_so_far
 from cachepolicies.contracts.adapter import Adapter, Blocks, BlockSignal, HandsOn, OutputOf, submodule
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.signal import Signal
@@ -160,7 +161,7 @@ class BlocksSite(InsideSite):
         if not self._is_unchanged():  # LoRA wraps modules, and unwraps them
             self._resolve()
         # Blocks of one class that are compiled by themselves share a graph as long as all have a gate, or none.
-        compiled = getattr(self._first, "_compiled_call_impl", None) is not None
+        compiled = is_compiled_by_itself(self._first)
         found = self._with_taps.get((signals, compiled))
         if found is None:
             taps: dict[nn.Module, Handler] = {}
@@ -175,7 +176,7 @@ class BlocksSite(InsideSite):
 
     def bypassed(self) -> Mapping[nn.Module, Handler]:
         """Return the gates of the blocks between the first and the last."""
-        return {} if getattr(self._first, "_compiled_call_impl", None) is not None else self._bypassed
+        return {} if is_compiled_by_itself(self._first) else self._bypassed
 
     # -- for the gates --------------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class BlocksSite(InsideSite):
     def _take(self, arguments: Mapping[str, Any]) -> None:
         self._together = self._rows_a_sample()
         self._entering = [self._stream(arguments, stream) for stream in self.adapter.streams]
-        self._versions = [_version(tensor) for tensor in self._entering]
+        self._versions = [writes_so_far(tensor) for tensor in self._entering]
 
     def capture(self, leaving: list[Tensor]) -> None:
         """Take the residual."""
@@ -224,7 +225,7 @@ class BlocksSite(InsideSite):
     def _residuals(self, leaving: list[Tensor]) -> list[Tensor]:
         pairs = zip(self.adapter.streams, self.entered, leaving, self._versions, strict=True)
         for stream, entered, left, version in pairs:
-            if _version(entered) != version or entered.data_ptr() == left.data_ptr():
+            if writes_so_far(entered) != version or entered.data_ptr() == left.data_ptr():
                 raise InputError(
                     f"the blocks of {type(self.network).__name__} change the stream {stream!r} in place, so that what "
                     "entered them is gone. Let its first block copy the stream, or use site='output'"
@@ -398,11 +399,6 @@ def refuse_frozen_graphs(network: nn.Module) -> None:
             f"the model is a {type(network).__name__}: its blocks run inside one graph, where nothing can be skipped. "
             "Enable the cache on the eager model and compile with torch.compile, or use site='output'"
         )
-
-
-def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; 0 for inference tensors, which do not say."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _handed_on(hands_on: HandsOn, block: nn.Module, arguments: Mapping[str, Any]) -> Any:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cachepolicies.base.foreign import inside_compiled, is_compiled_by_itself
+
 _aten = torch.ops.aten
 
 
@@ -113,7 +115,7 @@ def can_count(denoiser: Callable[..., Any], network: nn.Module) -> bool:
         with contextlib.suppress(ValueError):  # an empty one
             parts.append(cell.cell_contents)
     return not any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        is_compiled_by_itself(module) or inside_compiled(module) is not None
         for part in parts
         if isinstance(part, nn.Module)
         for module in part.modules()
