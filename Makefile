@@ -1,17 +1,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
+OLDEST_PYTHON ?= $(firstword $(shell command -v python3.10 python3.11 python3.12) $(PYTHON))
 INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans study train clean
+.PHONY: help demo test test-oldest test-newest lint coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
 	@echo "make test   lint, then the test suite"
+	@echo "make test-oldest  the suite on the oldest versions that pyproject.toml promises, in $(OLDEST) (gigabytes)"
+	@echo "make test-newest  the suite on the newest versions, without pins, in $(NEWEST) (gigabytes)"
 	@echo "make lint   ruff check, ruff format --check, mypy --strict, and that imports run one way"
 	@echo "make mutated  10 000 damaged profiles and plans: each read or refused, in a second and 200 MB (minutes)"
 	@echo "make mutations  80 hand-made faults in the library: each is found by a test (minutes); goes on where it stopped"
@@ -47,6 +52,16 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-oldest: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install -c constraints-oldest.txt -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+test-newest: pyproject.toml
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

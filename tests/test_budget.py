@@ -183,6 +183,21 @@ def test_replayed_points_have_the_distances_that_were_measured(mixture_profile):
             np.testing.assert_allclose(found, measured[:, :, s], atol=1e-5 * measured.max())
 
 
+def test_a_replayed_policy_sees_what_reuse_hands_on(mixture_profile):
+    seen = []
+
+    class Every(Uniform):
+        def observe(self, step, decision, output, state):
+            seen.append(output)
+            return super().observe(step, decision, output, state)
+
+    runs = CalibrationRuns(mixture_profile)
+    counts = runs.evaluations(Every(every=3))
+    assert counts.tolist() == [float(len(range(0, len(seen), 3)))] * len(counts)
+    for k, output in enumerate(seen):
+        assert torch.equal(output, runs.outputs[k - k % 3])
+
+
 def test_a_replay_decides_as_the_runs_did():
     """On the calibration's own samples a constant tolerance takes the evaluations that its replay says."""
     workload, profile = workloads.sound_transformer(), load_profile("sound-transformer")

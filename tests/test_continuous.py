@@ -326,3 +326,11 @@ def test_nothing_is_kept_of_a_denoiser_that_is_gone():
     del score
     gc.collect()
     assert len(schedule._curves) == 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_fraction_is_of_the_steps_of_the_run(every):
+    setup, steps = Setup(SHIPPED, Hold()), SHIPPED.timesteps[::every]
+    wanted = Optimal(nfe=0.5 * len(steps), weights="uniform").curve(steps, setup, BOUND, 8)
+    found = Optimal(fraction=0.5, weights="uniform").curve(steps, setup, BOUND, 8)
+    assert [found.at(t) for t in steps] == [wanted.at(t) for t in steps]

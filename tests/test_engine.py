@@ -1029,3 +1029,12 @@ def test_a_latent_in_a_list_is_one_tensor_a_sample():
     assert denoiser.trace.records[1].evaluated == (False,) * 3
     with pytest.raises(InputError, match="x is a list of latents of different shapes"):
         denoiser([torch.zeros(2), torch.zeros(3)], 9.0)
+
+
+def test_a_branch_that_comes_twice_at_one_t_is_decided_twice():
+    """As Heun's second evaluation of a step and the first of the next."""
+    denoiser, levels = CachedDenoiser(lambda x, t: x * t, Alternate()), (900.0, 800.0, 800.0, 700.0, 700.0)
+    with denoiser.run(timesteps=(900.0, 800.0, 700.0)) as run:
+        for k, t in enumerate(levels):
+            denoiser(noise() + k, t)
+    assert [record.evaluated[0] for record in run.trace.records] == [True, False, True, False, True]

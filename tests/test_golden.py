@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import diffusers.hooks
 import pytest
 import torch
 from attrs import frozen
-from diffusers.hooks import MagCacheConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -187,6 +187,9 @@ def test_the_accumulated_distance_of_teacache_is_the_authors():
 @pytest.mark.parametrize("key", ["FluxTransformer2DModel", "WanTransformer3DModel"])
 @pytest.mark.parametrize(("threshold", "max_reuse"), [(0.06, 3), (0.24, 5), (0.6, 2)])
 def test_magcache_decides_as_diffusers_own(key, threshold, max_reuse):
+    config: Any = getattr(diffusers.hooks, "MagCacheConfig", None)
+    if config is None:
+        pytest.skip("this diffusers has no MagCache")
     steps, tiny = 28, TINY[key]
     ratios = json.loads((GOLDEN / "magcache_flux_a.json").read_text())["mag_ratios"]
     levels = [tiny.t_start + (tiny.t_end - tiny.t_start) * k / (steps - 1) for k in range(steps)]
@@ -194,7 +197,7 @@ def test_magcache_decides_as_diffusers_own(key, threshold, max_reuse):
 
     theirs: Any = tiny.build()
     theirs.enable_cache(
-        MagCacheConfig(
+        config(
             threshold=threshold,
             max_skip_steps=max_reuse,
             retention_ratio=0.2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,14 +12,15 @@ from attrs import evolve
 from torch import nn
 
 import cachepolicies
-from cachepolicies import CachedDenoiser, InputError, RunError
+from cachepolicies import CachedDenoiser, CacheWarning, InputError, RunError
 from cachepolicies.adapters import adapter_of
 from cachepolicies.inplace.clock import PipelineClock
 from cachepolicies.policies import Uniform
 from enabled_pipelines import one_thread as one_thread
+from more_pipelines import MORE
 from scripted import Scripted
 from tiny_models import TINY
-from tiny_pipelines import PIPELINES
+from tiny_pipelines import PIPELINES, _sd_components
 
 pytestmark = pytest.mark.filterwarnings("ignore::cachepolicies.CacheWarning")
 
@@ -212,3 +214,48 @@ def test_signals_are_computed_where_a_decision_is_taken_only():
             for branch in ("cond", "uncond"):
                 denoiser(**now | {"timestep": torch.full((1,), t)}, branch=branch)
     assert len(seen) == 2 + 2  # two decisions, two evaluations of the block itself
+
+
+def panorama():
+    """Several views of one step: the pipeline puts the scheduler's state of each view back before its call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _, components = _sd_components()
+    components |= {"scheduler": diffusers.DDIMScheduler(), "image_encoder": None}
+    pipe = diffusers.StableDiffusionPanoramaPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    tiny = PIPELINES["sd"]
+    given = tiny._arguments(tiny.sizes["small"], 0, 1, True)
+    size = {"height": 64 * pipe.vae_scale_factor, "width": 72 * pipe.vae_scale_factor, "output_type": "latent"}
+    latents = torch.randn(1, 4, 64, 72, generator=torch.Generator().manual_seed(1))
+    return lambda: pipe(**{**given, **size}, latents=latents, num_inference_steps=8).images, pipe
+
+
+def test_several_views_of_one_step_are_evaluated_and_it_is_said():
+    draw, pipe = panorama()
+    plain = draw()
+    with cachepolicies.enable(pipe, "never"):
+        assert torch.equal(draw(), plain)
+    with cachepolicies.enable(pipe, "uniform:every=2"):
+        with pytest.warns(CacheWarning, match="several views of one step") as told:
+            assert torch.equal(draw(), plain)
+        assert len(told) == 1
+        assert torch.equal(draw(), plain)
+
+
+@pytest.mark.parametrize("end", [0.6, 0.8])
+def test_a_run_that_the_pipeline_ends_early_is_a_run_of_its_length(end):
+    tiny = MORE["sdxl"]
+    pipe = tiny.build()
+    given = tiny._arguments(tiny.sizes["small"], 0, 1, True) | {"output_type": "latent", "denoising_end": end}
+
+    def draw():
+        return pipe(**given, num_inference_steps=20, generator=torch.Generator().manual_seed(0)).images
+
+    plain = draw()
+    with cachepolicies.enable(pipe, "never"):
+        assert torch.equal(draw(), plain)
+    with cachepolicies.enable(pipe, "uniform:every=2") as enabled:
+        first = draw()
+        assert (enabled.trace.calls, enabled.trace.nfe) == (20 * end, 10 * end)
+        assert torch.equal(draw(), first)

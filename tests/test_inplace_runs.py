@@ -331,3 +331,19 @@ def test_seeds_do_not_share_anything_from_call_to_call():
         assert torch.equal(PIPELINES["wan"].call(pipe, steps=STEPS, seed=0), first)
         assert decisions(enabled.trace) == made
     assert not torch.equal(first, plain("wan"))
+
+
+def test_a_generation_after_one_that_was_ended_is_another_run_of_the_same_timesteps():
+    """Where a loop of one's own does not set the scheduler up again, and begins in the middle the second time."""
+    pipe, tiny = PIPELINES["wan"].build(), TINY["WanTransformer3DModel"]
+    pipe.transformer = tiny.build()
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe.scheduler.set_timesteps(10)
+    levels = pipe.scheduler.timesteps
+    with cachepolicies.enable(pipe, "uniform:evaluations=3", site="output") as enabled:
+        for first, expected in ((0, [0, 3, 6]), (4, [0, 2, 4])):
+            for t in levels[first:]:
+                pipe.transformer(**tiny.inputs(1) | {"timestep": t[None]})
+            found = [k for k, record in enumerate(enabled.trace.records) if record.evaluated[0]]
+            assert found == expected
+            enabled.reset()

@@ -543,3 +543,33 @@ def test_nothing_is_kept_after_a_run(site):
     del x, outputs
     gc.collect()
     assert all(each() is None for each in kept)
+
+
+def test_calls_that_only_read_their_memory_are_cached():
+    """Qwen-Image 2.1 fills a memory of the text at its first step, and reads it at the others."""
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
+    tiny = TINY["QwenImage21Transformer2DModel"]
+    model: Any = tiny.build()
+    levels = (0.9, 0.8, 0.7, 0.6, 0.5)
+
+    def run():
+        memory = QwenImage21KVCache(3)
+        outputs = []
+        for k, t in enumerate(levels):
+            mode = "cached" if k else "extract"
+            inputs = tiny.inputs(1, seed=k, t=t) | {"kv_cache": memory, "kv_cache_mode": mode}
+            given = tiny.inputs(1)  # text and layout are the same at every step
+            given |= {name: inputs[name] for name in ("hidden_states", "timestep", "kv_cache", "kv_cache_mode")}
+            outputs.append(model(**given).sample)
+        return outputs
+
+    plain = run()
+    with cachepolicies.enable(model, "never") as enabled, enabled.run(levels):
+        assert all(map(torch.equal, run(), plain))
+    with cachepolicies.enable(model, Scripted({0.7: True, 0.5: True})) as enabled, enabled.run(levels):
+        found = run()
+    assert [record.evaluated[0] for record in enabled.trace.records] == [True, True, False, True, False]
+    assert enabled.trace.records[0].reason == (EngineReason.WRITES_MEMORY,)
+    same = [torch.equal(a, b) for a, b in zip(found, plain, strict=True)]
+    assert same == [True, True, False, True, False]

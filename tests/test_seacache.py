@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import diffusers
+import diffusers.hooks
 import numpy as np
 import pytest
 import torch
-from diffusers.hooks import SeaCacheConfig
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,6 +150,9 @@ def raw_flux(module, args, kwargs):
 @pytest.mark.parametrize("threshold", [0.1, 0.25, 0.6])
 @pytest.mark.parametrize("key", ["FluxTransformer2DModel", "WanTransformer3DModel"])
 def test_it_decides_as_diffusers_own(key, threshold, rows):
+    config: Any = getattr(diffusers.hooks, "SeaCacheConfig", None)
+    if config is None:
+        pytest.skip("this diffusers has no SeaCache")
     steps, tiny = 20, TINY[key]
     flux = key.startswith("Flux")
     sigmas = [1 - k / steps for k in range(steps)]
@@ -158,9 +162,7 @@ def test_it_decides_as_diffusers_own(key, threshold, rows):
     for call, x in zip(calls, latents(steps, rows, shape, pace=0.5, dtype=torch.float32), strict=True):
         call["hidden_states"] = x
     theirs: Any = tiny.build()
-    theirs.enable_cache(
-        SeaCacheConfig(threshold=threshold, residual_order=0, raw_vision_callback=raw_flux if flux else None)
-    )
+    theirs.enable_cache(config(threshold=threshold, residual_order=0, raw_vision_callback=raw_flux if flux else None))
     ran, step = [], 0
     block = next(m for name, m in theirs.named_modules() if name.endswith("blocks.1"))
     attention = next(m for name, m in block.named_modules() if name.startswith("attn"))

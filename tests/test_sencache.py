@@ -445,3 +445,12 @@ def test_reuses():
     assert not resolved(max_reuse=0).reuses
     assert resolved(epsilon=0, max_nfe=3).reuses
     assert resolved(epsilon="two-phase").reuses
+
+
+@pytest.mark.parametrize(("preset", "share"), [("paper", 0.1), ("paper-fast", 0.05), ("constant", 1.0)])
+def test_a_solved_tolerance_keeps_the_proportion_of_its_presets_start(preset, share):
+    solved = SenCache(preset=preset).with_knob(0.4)
+    assert solved.preset is None
+    assert (solved.epsilon, solved.epsilon_start) == (0.4, pytest.approx(0.4 * share))
+    plain = SenCache(epsilon=0.1, epsilon_start=0.03).with_knob(0.4)
+    assert (plain.epsilon, plain.epsilon_start) == (0.4, 0.03)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -517,7 +518,7 @@ def _unet() -> TinyModel:
     return entry("UNet2DConditionModel", config, Make(rows), x_name="sample")
 
 
-TINY: dict[str, TinyModel] = {
+EVERY_TINY: dict[str, TinyModel] = {
     "WanTransformer3DModel": _wan({"hidden_states": (4, 2, 4, 4), "encoder_hidden_states": (6, 16)}),
     "WanTransformer3DModel-i2v": _wan(
         {
@@ -558,7 +559,9 @@ TINY: dict[str, TinyModel] = {
     "UNet2DConditionModel": _unet(),
     **FURTHER,
 }
-"""By class name; a second configuration of a class has a suffix after a dash."""
+
+TINY = {key: tiny for key, tiny in EVERY_TINY.items() if hasattr(diffusers, key.partition("-")[0])}
+"""By class name, those of the installed diffusers; a second configuration of a class has a suffix after a dash."""
 
 
 def moved(tiny: TinyModel, inputs: dict[str, Any], seed: int = 9) -> dict[str, Any]:

@@ -170,14 +170,15 @@ class Request:
                 "see the model as it is, and the rest of the run is evaluated. Use fixed steps to gain from a cache",
             )
 
-    def pass_by(self, t: float, branch: str) -> None:
+    def pass_by(self, t: float, branch: str, *, expected: bool) -> None:
         """Note a call that is handed a memory of keys and values: it runs as it is, and nothing of it is remembered.
 
         Args:
             t: noise level.
             branch: that was called.
+            expected: whether the model's adapter says that some calls do, so that there is nothing to warn of.
         """
-        if self.policy.reuses:
+        if self.policy.reuses and not expected:
             self.warn_once(
                 "memory",
                 "calls that come with a memory of keys and values are evaluated: their blocks write what later calls "

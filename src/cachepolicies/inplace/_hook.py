@@ -63,13 +63,13 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]  # diffusers is not typed
 
     def branch(self) -> str | None:
         """Return the name of the context around the call, ``None`` where there is none."""
-        context = self._contexts._context
+        context = self._contexts.current
         name = context if isinstance(context, str) else getattr(context, "name", None)
         return name if isinstance(name, str) and name else None
 
     def position(self) -> Position | None:
         """Return where the context around the call says that it is, ``None`` where it does not say."""
-        context = self._contexts._context
+        context = self._contexts.current
         index = _first_int(context, "step_index", "step")
         count = _first_int(context, "num_inference_steps", "num_steps")
         return None if index is None or count is None else Position(index, count)
@@ -99,15 +99,20 @@ class _ContextsOfThreads(StateManager):  # type: ignore[misc]  # diffusers is no
         super().__init__(BaseState)
 
     @property
-    def _context(self) -> Any:
+    def current(self) -> Any:
+        """The context of this thread, ``None`` where there is none."""
         return self._of_threads.get(threading.get_ident())
 
-    @_context.setter
-    def _context(self, context: Any) -> None:
+    def set_context(self, context: Any) -> None:
+        """Note the context of this thread; diffusers calls it."""
         if context is None:
             self._of_threads.pop(threading.get_ident(), None)
         else:
             self._of_threads[threading.get_ident()] = context
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Forget the context of this thread."""
+        self.set_context(None)
 
 
 class _Reference(HookFunctionReference):  # type: ignore[misc]  # diffusers is not typed

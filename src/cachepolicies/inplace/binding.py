@@ -24,7 +24,7 @@ from cachepolicies.engine.choice import Choice
 from cachepolicies.engine.conditioning import Kept, writes_memory
 from cachepolicies.engine.engine import Engine, enter
 from cachepolicies.engine.invocation import Invocation
-from cachepolicies.engine.lifecycle import Request
+from cachepolicies.engine.lifecycle import FEW_STEPS, Request
 from cachepolicies.engine.requests import Requests, generator_of
 from cachepolicies.engine.together import Together
 from cachepolicies.engine.trace import Trace
@@ -59,7 +59,24 @@ class InPlaceRequest(Request):
         super().__init__(choice)
         self.traced: PipelineRun | None = None
         self.declared_by_caller = False
+        self._torn = 0
         self.forget()
+
+    def note_torn(self) -> None:
+        """Note that the run in progress ends; say it where run after run ends in the middle, after a single step.
+
+        Pipelines that draw several views of one step exchange what their scheduler knows from view to view.
+        """
+        run, known = self.pipeline_run, self.run
+        begun_late = run is not None and run.offset > 0 and run.num_steps > 1
+        one_level = known is not None and known.last_t == known.info.first_t
+        self._torn = self._torn + 1 if begun_late and one_level else 0
+        if self._torn == FEW_STEPS and self.policy.reuses:
+            self.warn_once(
+                "torn",
+                "the pipeline exchanges the state of its scheduler from call to call, as those do that draw several "
+                "views of one step; its steps are not known, and every call is evaluated",
+            )
 
     def forget(self) -> None:
         """Forget where in a run the module is."""
@@ -231,7 +248,8 @@ class Binding:
             x, t = self._signature.find(args, kwargs)
             conditioning = self._signature.conditioning(args, kwargs)
             if writes_memory(conditioning, self._only_reads):
-                request.pass_by(host_time(t, x.shape[0]), self.hook.branch() or DEFAULT_BRANCH)
+                known = self._only_reads is not None
+                request.pass_by(host_time(t, x.shape[0]), self.hook.branch() or DEFAULT_BRANCH, expected=known)
                 return function(*args, **kwargs)
             call = self._call(request, x, t, conditioning)
             before = request.run
@@ -348,6 +366,7 @@ class Binding:
                 self._clock.refuse_strangers(self.name)
                 run = self._clock.begin(t, batch, position)
                 self._refuse_other_time(timesteps.tolist() if run is None or run.given is None else run.given.values)
+                request.note_torn()
                 request.forget()
                 request.pipeline_run = request.traced = run
                 if run is not None:

@@ -331,7 +331,7 @@ class CachedDenoiser(RunAwareDenoiser):
             raise
         conditioning = {} if self._is_plain else self._signature.conditioning(args, kwargs)
         if writes_memory(conditioning, self._only_reads):
-            request.pass_by(level, name or DEFAULT_BRANCH)
+            request.pass_by(level, name or DEFAULT_BRANCH, expected=self._only_reads is not None)
             return self.model(*args, **kwargs)
         if self._recounts:
             level = self.convention.level(level)
