@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from attrs import field, frozen
-from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks import FirstBlockCacheConfig, MagCacheConfig
 from torch.utils.flop_counter import FlopCounterMode
 
 import cachepolicies
@@ -170,9 +170,6 @@ def variants(steps: int, *, first_block: float = 0.05) -> dict[str, Variant]:
             lambda n: MagCacheConfig(
                 threshold=1.0, max_skip_steps=2, retention_ratio=0.2, num_inference_steps=n, mag_ratios=torch.ones(n)
             )
-        ),
-        "diffusers TaylorSeer": of_diffusers(
-            lambda n: TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2, max_order=1)
         ),
     }
     with contextlib.suppress(ImportError):  # where it is not installed, the others are measured

@@ -59,3 +59,12 @@ def test_every_fragment_of_the_changelog_has_a_known_kind_and_says_something():
         if path.name != "README.md":
             assert re.fullmatch(rf"[a-z0-9-]+\.({'|'.join(kinds)})\.md", path.name), path.name
             assert path.read_text().rstrip().endswith("."), path.name
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_promised():
+    root = Path(__file__).resolve().parent.parent
+    listed = re.search(r"^dependencies = \[\n(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)
+    assert listed is not None
+    promised = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', listed[1]))
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (root / "constraints-oldest.txt").read_text(), re.M))
+    assert {name: pin.removesuffix(".0") for name, pin in pins.items()} == promised

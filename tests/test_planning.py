@@ -136,7 +136,8 @@ def test_the_sum_is_what_scipy_finds_on_the_layered_graph():
             heads.append((layer + 1) * (steps + 1) + s)
             # an edge without reuses costs 0, which a sparse graph would take for no edge: each costs 1 more
             costs.append(1 + (problem.weights[r + 1 : s] * dense[r, r + 1 : s]).sum())
-    graph = csr_array((costs, (tails, heads)), shape=((steps + 1) ** 2,) * 2)
+    places = np.array((tails, heads), dtype=np.int32)  # older versions of scipy take no others
+    graph = csr_array((costs, tuple(places)), shape=((steps + 1) ** 2,) * 2)
     distances = dijkstra(graph, indices=0).reshape(steps + 1, steps + 1)[:, steps]
     exact = distances[1:] - np.arange(1, steps + 1)
     assert np.allclose([s.predicted for s in trade_off(problem, "sum")], np.minimum.accumulate(exact), atol=1e-9)
