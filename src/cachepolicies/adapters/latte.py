@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from cachepolicies.adapters._signals import shared_table
@@ -21,7 +18,7 @@ def latte() -> Adapter:
         "LatteTransformer3DModel",
         stack=(Blocks("transformer_blocks"), Blocks("temporal_transformer_blocks")),
         ends_before="norm_out",
-        signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("adaln_single", pick=1)},
+        signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("adaln_single", pick=1)},
         rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
         rows_a_sample=_frames,
         source="as for FLUX.1",
@@ -31,8 +28,3 @@ def latte() -> Adapter:
 
 def _frames(x: Tensor) -> int:
     return x.shape[2]
-
-
-def _modulated_input(block: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """Return the tokens of all frames, normalised, scaled and shifted as the first block's attention gets them."""
-    return shared_table(block, arguments)
