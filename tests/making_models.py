@@ -14,6 +14,9 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
+from cachepolicies.adapters import adapter_of
+from cachepolicies.testing import Check, Subject, adapter_checks
+
 Shape = tuple[int, ...]
 RowMaker = Callable[[torch.Generator], Any]
 """Makes the argument of one row: a tensor ``(1, ...)``, or a list with one entry."""
@@ -193,3 +196,19 @@ SIGMA = {"t_start": 0.9, "t_end": 0.1}
 """Classes that take t in [0, 1], 1 is noise."""
 REVERSED = {"t_start": 0.1, "t_end": 0.9}
 """Classes that take t in [0, 1], 0 is noise."""
+
+
+def checks_of(key: str, tiny: TinyModel) -> list[Check]:
+    """What the adapter promises that serves a tiny model, registered or generic; raises where there is none."""
+    model = tiny.build()
+    subject = Subject(
+        key,
+        model,
+        tiny.inputs,
+        lambda inputs, rows: tiny.rows(inputs, list(rows)),
+        x_name=tiny.x_name,
+        t_name=tiny.t_name,
+        t_start=tiny.t_start,
+        t_end=tiny.t_end,
+    )
+    return adapter_checks(adapter_of(model), subject, label=key)

@@ -7,11 +7,10 @@ from pathlib import Path
 import diffusers
 import pytest
 
-from cachepolicies.adapters import adapter_of
 from cachepolicies.base.errors import NeedsError
-from cachepolicies.testing import Check, Subject, adapter_checks, parametrize_with_checks
+from cachepolicies.testing import Check, parametrize_with_checks
 from class_table import BEGIN, END, classes, generated, outcome, tiny_of
-from making_models import TinyModel
+from making_models import TinyModel, checks_of
 from other_models import OTHERS
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/usage/models.md").read_text()
@@ -49,19 +48,7 @@ def _generic() -> list[Check]:
 
 
 def _checks(name: str, tiny: TinyModel) -> list[Check]:
-    model = tiny.build()
-    adapter = adapter_of(model)
-    subject = Subject(
-        name,
-        model,
-        tiny.inputs,
-        lambda inputs, rows: tiny.rows(inputs, list(rows)),
-        x_name=tiny.x_name,
-        t_name=tiny.t_name,
-        t_start=tiny.t_start,
-        t_end=tiny.t_end,
-    )
-    checks = adapter_checks(adapter, subject, label=name)
+    checks = checks_of(name, tiny)
     if name in ROUNDS_T:
         checks = [check for check in checks if check.tested.name != "nothing_flows_past_the_cut"]
     return checks

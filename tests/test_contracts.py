@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 
-from cachepolicies.adapters import adapter_of
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.policies import EasyCache, MagCache, Never, Schedule, SeaCache, SenCache, TeaCache, Uniform
 from cachepolicies.registry.load import load_plugins
 from cachepolicies.registry.registry import Registry
 from cachepolicies.testing import (
     Check,
-    Subject,
-    adapter_checks,
     parametrize_with_checks,
     policy_checks,
     scheduler_checks,
@@ -30,7 +27,8 @@ from cachepolicies.testing import (
 )
 from cachepolicies.tolerances import OfT, Planned
 from made_plans import plan_of
-from tiny_models import EVERY_TINY, TINY, TinyModel
+from making_models import checks_of
+from tiny_models import EVERY_TINY, TINY
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning"),
@@ -160,21 +158,6 @@ def _plan():
     return plan_of(LEVELS, (0, 4), model_class="GaussianMixtureDenoiser", tolerance=CURVE)
 
 
-def _tiny_checks(key: str, tiny: TinyModel) -> list[Check]:
-    model = tiny.build()
-    subject = Subject(
-        key,
-        model,
-        tiny.inputs,
-        lambda inputs, rows: tiny.rows(inputs, list(rows)),
-        x_name=tiny.x_name,
-        t_name=tiny.t_name,
-        t_start=tiny.t_start,
-        t_end=tiny.t_end,
-    )
-    return adapter_checks(adapter_of(model), subject, label=key)
-
-
 TABLES = {
     "policies": POLICIES,
     "substitutes": SUBSTITUTES,
@@ -235,6 +218,6 @@ def test_signals(check: Check):
     check()
 
 
-@parametrize_with_checks(_tiny_checks(key, tiny) for key, tiny in TINY.items())
+@parametrize_with_checks(checks_of(key, tiny) for key, tiny in TINY.items())
 def test_adapters(check: Check):
     check()

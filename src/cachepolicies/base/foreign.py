@@ -36,7 +36,7 @@ def frame_evaluation() -> Callable[[Any], Any]:
 
     ``torch._C._dynamo.eval_frame.set_eval_frame``: given ``None``, frames run as they are.
     """
-    import torch._C._dynamo as dynamo  # torch 2.4 knows `eval_frame` as an attribute only
+    import torch._C._dynamo as dynamo
 
     found: Callable[[Any], Any] = dynamo.eval_frame.set_eval_frame
     return found
@@ -77,7 +77,5 @@ def references_of_hooks(registry: Any) -> list[Any]:
 
 
 def forget_children(registry: Any) -> None:
-    """Have a registry look for the hooks of its submodules again (diffusers >= 0.37 remembers them)."""
-    forget = getattr(registry, "invalidate_child_registries_cache", None)
-    if forget is not None:
-        forget()
+    """Have a registry look for the hooks of its submodules again, which it remembers."""
+    registry.invalidate_child_registries_cache()

@@ -305,7 +305,7 @@ class InsideSite(ResolvedSite):
         self._check_left()
         if self._pass.mode == "capture":
             exchange.answer(self._captured())
-            if exchange.served.rows_may_part:
+            if exchange.served.number and exchange.served.rows_may_part:
                 invocation.check_rows()
         return output
 
