@@ -35,6 +35,7 @@ from cachepolicies import (
     Substitute,
 )
 from cachepolicies.base.outputs import tensor_of
+from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.policies import Never, SenCache, Uniform
 from denoisers import SHAPE, Counted, mixture
 from made_profiles import linear_profile
@@ -785,20 +786,35 @@ def test_a_non_finite_output_without_a_read_is_healed_on_the_device(placement):
     torch.testing.assert_close(outs[3][0], x[0] + fresh)
 
 
-def test_a_non_finite_input_is_evaluated_and_not_cached():
+def test_a_non_finite_input_is_evaluated():
     denoiser = CachedDenoiser(Counted(lambda x, t: torch.ones_like(x) * t), Alternate(max_reuse=10))
     x = noise()
     broken = x.clone()
     broken[0] = float("nan")
-    for t, latent in ((900.0, x), (800.0, broken), (700.0, x), (600.0, x)):
-        out = denoiser(latent, t)
+    outs = [denoiser(latent, t) for t, latent in ((900.0, x), (800.0, broken), (700.0, broken), (600.0, x))]
     reasons = [record.reason[0] for record in denoiser.trace.records]
     assert reasons == ["enough", "non-finite input", "non-finite input", "again"]
     assert [record.evaluated for record in denoiser.trace.records] == [
         (True, True), (True, False), (True, False), (False, False)
     ]  # fmt: skip
-    assert torch.equal(out[0], torch.full(SHAPE, 700.0))
-    assert torch.equal(out[1], torch.full(SHAPE, 900.0))
+    assert torch.equal(outs[3][0], torch.full(SHAPE, 700.0))  # finite, whatever it came from
+
+
+@pytest.mark.parametrize("substitute", ["hold", "linear", "quadratic"])
+def test_evaluations_that_are_not_finite_are_forgotten_with_all_before_them(substitute):
+    def model(x, t):
+        return torch.full_like(x, float("nan") if t == TIMESTEPS[3] else t)
+
+    timesteps = TIMESTEPS[:8]
+    denoiser = CachedDenoiser(model, "schedule", refreshes=(0, 1, 3, 5, 6), substitute=substitute)
+    with denoiser.run(timesteps=timesteps):
+        outs = [denoiser(noise(), t) for t in timesteps]
+    assert [k for k, record in enumerate(denoiser.trace.records) if all(record.evaluated)] == [0, 1, 3, 4, 5, 6]
+    assert denoiser.trace.records[4].reason == (EngineReason.NON_FINITE_OUTPUT,) * 2
+    assert any("not remembered" in note for note in denoiser.trace.notes)
+    assert all(out.isfinite().all() for k, out in enumerate(outs) if k != 3)
+    held = timesteps[6] if substitute == "hold" else timesteps[7]  # the outputs lie on a line in t
+    torch.testing.assert_close(outs[7], torch.full_like(outs[7], held))
 
 
 def test_a_wanted_gradient_is_evaluated():

@@ -112,8 +112,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "engine",
         "engine/check.py",
-        "        elif maxima.host is not None and not all(math.isfinite(maxima.host[row]) for row in rows):",
-        "        elif False:",
+        "            if not all(entering[row] for row in rows):",
+        "            if False:",
         "a latent that is not finite gets a remembered output",
         ENGINE,
     ),
@@ -201,8 +201,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "memory",
         "engine/memory.py",
-        "            elif not math.isfinite(peak):\n",
-        "            elif False:\n",
+        "                elif refresh.filled[row]:\n",
+        "                elif False:\n",
         "an output that is not finite is remembered",
         ENGINE,
     ),

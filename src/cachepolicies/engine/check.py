@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Real
 from typing import Any
 
@@ -15,7 +14,7 @@ from cachepolicies.contracts.policy import CachePolicy, Decision
 from cachepolicies.contracts.reasons import EngineReason, Reason
 from cachepolicies.contracts.step import Step
 from cachepolicies.engine.call import Call
-from cachepolicies.engine.memory import Key, RowMaxima
+from cachepolicies.engine.memory import Key, finite_rows
 from cachepolicies.engine.run import DecisionGroup, Run
 
 
@@ -81,30 +80,38 @@ def _is_sound(decision: Any, count: int) -> bool:
     return True
 
 
-def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision, maxima: RowMaxima) -> Decision:
-    """Turn reuse into evaluation where there is nothing sound to reuse, and say why."""
-    layout, store = run.info.layout, run.memory.store(key)
+def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision) -> Decision:
+    """Turn reuse into evaluation where there is nothing sound to reuse, and say why.
+
+    No tensor is looked at where the policy wants to evaluate everything.
+    """
     gradient = call.x.requires_grad and torch.is_grad_enabled()  # a remembered output has none
+    if call.full is not None or gradient:
+        why = EngineReason.GRADIENT_WANTED if call.full is None else call.full
+        return evolve(wanted, reuse=(False,) * len(wanted.reuse), reason=(why,) * len(wanted.reuse))
+    lost = run.lost.get(call.branch) if run.lost else None
+    if True not in wanted.reuse and lost is None:
+        return wanted
+    layout = run.info.layout
     reuse, reason = list(wanted.reuse), list(wanted.reason)
-    for d in range(layout.decisions):
-        rows = layout.rows_of(d)
-        if call.full is not None:
-            reuse[d], reason[d] = False, call.full
-        elif gradient:
-            reuse[d], reason[d] = False, EngineReason.GRADIENT_WANTED
-        elif maxima.host is not None and not all(math.isfinite(maxima.host[row]) for row in rows):
-            reuse[d], reason[d] = False, EngineReason.NON_FINITE_INPUT
-        elif reuse[d]:
+    if True in reuse:
+        run.memory.settle(key)
+        store, entering = run.memory.store(key), finite_rows(call.x)
+        for d in range(layout.decisions):
+            if not reuse[d]:
+                continue
+            rows = layout.rows_of(d)
             # A branch that was not called at the reference holds something older: the score is not about that.
             missing = [row for row in rows if store is None or not store.holds(row, group.refreshed[d])]
-            if missing:
+            if not all(entering[row] for row in rows):
+                reuse[d], reason[d] = False, EngineReason.NON_FINITE_INPUT
+            elif missing:
                 reuse[d], reason[d] = False, run.memory.why_missing(key, missing[0])
-        if reason[d] is EngineReason.NOTHING_TO_REUSE and call.branch in run.lost:
-            reason[d] = run.lost[call.branch]
-    carried_out = tuple(reuse), tuple(reason)
-    if carried_out == (wanted.reuse, wanted.reason):
+    if lost is not None:
+        reason = [lost if why is EngineReason.NOTHING_TO_REUSE else why for why in reason]
+    if (tuple(reuse), tuple(reason)) == (wanted.reuse, wanted.reason):
         return wanted
-    return evolve(wanted, reuse=carried_out[0], reason=carried_out[1])
+    return evolve(wanted, reuse=tuple(reuse), reason=tuple(reason))
 
 
 def evaluated(output: Tensor, rows: int) -> Tensor:

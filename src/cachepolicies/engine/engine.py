@@ -21,7 +21,7 @@ from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
 from cachepolicies.engine.loop import served_place
-from cachepolicies.engine.memory import Key, RowMaxima
+from cachepolicies.engine.memory import Key
 from cachepolicies.engine.run import DecisionGroup, Run
 from cachepolicies.engine.trace import CallRecord
 from cachepolicies.engine.watch import Watch
@@ -131,7 +131,7 @@ def enter(request: Request, call: Call) -> ServedCall:
     """
     try:
         _refuse_parallel(request)
-        run, maxima = request.enter(call)
+        run = request.enter(call)
         if request.engine.looks:
             run.note_conditioning(call)
     except BaseException:
@@ -144,7 +144,7 @@ def enter(request: Request, call: Call) -> ServedCall:
     if request.engine.looks and run.writes_input is not False and not given.requires_grad:
         # The model may write on what it is handed; policies look at the latent after it has run, and keep it.
         call = evolve(call, x=given.clone())
-    return ServedCall(request.engine, request, run, call, maxima, index, request.next_call(), given, version)
+    return ServedCall(request.engine, request, run, call, index, request.next_call(), given, version)
 
 
 def _refuse_parallel(request: Request) -> None:
@@ -169,7 +169,6 @@ class ServedCall:
         request: that the call belongs to.
         run: that the call belongs to.
         call: where the denoiser is called.
-        maxima: of the latent; ``None`` where nothing is remembered and nobody looks on.
         index: step of the run, or ``None`` when it was not declared.
         number: of the call in its run.
         given: the latent itself; that of the call is a copy where the model may write on it.
@@ -180,7 +179,6 @@ class ServedCall:
     request: Request
     run: Run
     call: Call
-    maxima: RowMaxima | None
     index: int | None
     number: int
     given: Tensor
@@ -261,7 +259,7 @@ class ServedCall:
         """End the call, after its last place: the next one is told by what this one was."""
         if self.run.writes_input is None and self.engine.looks:
             self.run.writes_input = self._was_written_on()
-        self.run.note_call(self.call, None if self.maxima is None else self.maxima.values)
+        self.run.note_call(self.call, self.given)
 
     def _was_written_on(self) -> bool:
         if self.given.is_inference():  # which does not count: compared once a run

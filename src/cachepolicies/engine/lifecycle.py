@@ -14,7 +14,7 @@ from cachepolicies.contracts.reasons import EngineReason, RestartCause
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.contracts.substitute import Substitute, order_of
 from cachepolicies.engine.call import Call, Declaration, EngineSettings
-from cachepolicies.engine.memory import Memory, RowMaxima
+from cachepolicies.engine.memory import Memory
 from cachepolicies.engine.run import Run, check_declared, check_origin
 from cachepolicies.engine.trace import CallRecord, Trace
 
@@ -99,25 +99,21 @@ class Request:
         """Forget a run of which only the first call was begun, as if it had not been."""
         self.run, self.calls = None, self.calls - 1
 
-    def enter(self, call: Call) -> tuple[Run, RowMaxima | None]:
+    def enter(self, call: Call) -> Run:
         """Return the run that a call belongs to, a new one where it cannot belong to that in progress.
 
         Args:
             call: where the denoiser is called.
-
-        Returns:
-            The run, and the maxima of the call's latent; ``None`` where nothing is remembered and nobody looks on.
 
         Raises:
             RunError: the call does not fit the declared run, or guidance branches are not told apart.
             NeedsError: the policy needs the run length, and the run was not declared.
             InputError: the batch is no multiple of the guidance rows.
         """
-        run, cause, maxima = self.run, None, None
+        run, cause = self.run, None
         if run is not None:
             if self.engine.looks:
-                maxima = RowMaxima(call.x)
-                run.refuse_unlabelled_branches(call, maxima.values)
+                run.refuse_unlabelled_branches(call)
             restart = run.restart_cause(call)
             if restart is not None and restart[0] is RestartCause.T_WENT_BACK and run.is_rejection(call.t):
                 self._see_as_it_is(run, call)
@@ -126,7 +122,7 @@ class Request:
                 if self.declaration is None:
                     check_origin(run, call)
                     self._follow_expected(run, call)
-                return run, maxima
+                return run
             cause, sentence = restart
         declaration = self.declaration
         if declaration is not None:
@@ -151,9 +147,7 @@ class Request:
         lost = dict.fromkeys(run.last_calls, EngineReason.SHAPE_CHANGED) if run is not None and reshaped else {}
         self.trace.notes.extend(note for note in chosen.notes if note not in self.trace.notes)
         self.run = self._begin_run(call, known, lost, expected=declaration is None and known is not None)
-        if not self.engine.looks:
-            return self.run, None
-        return self.run, RowMaxima(call.x) if maxima is None else maxima
+        return self.run
 
     def next_call(self) -> int:
         """Return the number of a new call in its run."""

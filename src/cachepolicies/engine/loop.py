@@ -39,11 +39,7 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     if followed is None:
         group.point, group.t, group.served = run.next_point(), call.t, set()
     # Nothing is cached for a policy that never reuses, and there is nothing to look at.
-    decision = (
-        wanted
-        if served.maxima is None or not served.engine.reuses
-        else check.sound(run, group, call, key, wanted, served.maxima)
-    )
+    decision = check.sound(run, group, call, key, wanted) if served.engine.reuses else wanted
     answer = yield from _carried_out(served, arrival, group.point, decision)
     if followed is None:
         group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
@@ -110,12 +106,12 @@ def _evaluated(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, 
 
 
 def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> None:
-    if served.maxima is None or not served.engine.reuses or served.call.full is not None:
+    if not served.engine.reuses or served.call.full is not None:
         return
     key, memory = served.key(arrival.place), served.run.memory
     entered = arrival.input if served.engine.substitute.wants_input else None
     # Where samples part, rows of what is kept are written on later, and a policy may hold it.
     owned = arrival.read_only and rows is None and served.run.info.decisions == 1
-    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, served.maxima, owned))
+    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, owned))
     if rows is None:
         memory.note_present(key, served.call.t, fresh)

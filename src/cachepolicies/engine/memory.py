@@ -20,36 +20,16 @@ Key = tuple[str, str]
 """Branch and place."""
 
 
-class RowMaxima:
-    """Largest magnitudes of the rows of a tensor, finite exactly where the row is.
-
-    Attributes:
-        host: a number for every row, where the host sees the tensor without waiting; else ``None``. Where all rows are
-            finite it is the largest of all, for each: one pass over the memory tells that.
-    """
-
-    __slots__ = ("_values", "host")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._values: Tensor | None = None
-        self.host: list[float] | None = None
-        tensor = tensor.detach()
-        if visible(tensor) and tensor.dtype in _ORDERED:
-            low, high = torch.aminmax(tensor)
-            largest = max(_number(high), -_number(low))
-            if math.isfinite(largest):
-                self.host = [largest] * tensor.shape[0]
-                return
-        self._values = row_maximum(tensor)
-        if visible(tensor):
-            self.host = self._values.tolist()
-
-    @property
-    def values(self) -> Tensor:
-        """``(B,)`` the same on the tensor's device."""
-        if self._values is None:
-            self._values = torch.tensor(self.host)
-        return self._values
+def finite_rows(tensor: Tensor) -> list[bool]:
+    """Return for every row of a tensor ``(B, ...)`` whether it is finite, as far as the host sees it."""
+    if not visible(tensor):
+        return [True] * tensor.shape[0]
+    tensor = tensor.detach()
+    if tensor.dtype in _ORDERED:  # one pass over the memory tells of all rows
+        low, high = torch.aminmax(tensor)
+        if math.isfinite(_number(low)) and math.isfinite(_number(high)):
+            return [True] * tensor.shape[0]
+    return [math.isfinite(peak) for peak in row_maximum(tensor).tolist()]
 
 
 def _number(scalar: Tensor) -> float:
@@ -72,7 +52,6 @@ class Evaluated:
         fresh: ``(len(rows), ...)`` what was computed, or ``(B, ...)`` where ``rows`` is ``None``.
         rows: the rows that were evaluated, ``None`` for all.
         entered: ``(B, ...)`` what had gone into the place, or ``None``.
-        maxima: of the latent, all rows.
         owned: whether nobody else writes on ``fresh``, so that it can be kept as it is.
     """
 
@@ -82,7 +61,6 @@ class Evaluated:
     fresh: Tensor
     rows: Sequence[int] | None
     entered: Tensor | None
-    maxima: RowMaxima
     owned: bool = False
 
 
@@ -160,69 +138,95 @@ class Memory:
         return values[: len(tensors)]
 
     def remember(self, done: Evaluated) -> None:
-        """Store an evaluation, but for the rows whose input or output is not finite."""
+        """Store an evaluation. Whether it is finite is looked at no earlier than something is to be reused.
+
+        A correction reads what was remembered at evaluations too; then it is looked at now.
+        """
         store = self._stores.get(done.key)
         if store is None:
             # An extrapolation of order 0 is a remembered output itself: its range is not needed.
             sized = self.substitute.guard is not None and order_of(self.substitute) != 0
             store = self._stores[done.key] = Store(self.substitute.history, sized)
-        found = RowMaxima(done.fresh)
-        if done.maxima.host is None or found.host is None:
-            self._remember_unseen(store, done, found)
+        if not visible(done.fresh):
+            self._remember_unseen(store, done)
+        elif done.rows is None:
+            self._push(store, done, done.fresh, None, unseen=True)
+            if self.substitute.corrects:
+                self.settle(done.key)
+        else:
+            self._remember_rows(store, done, done.rows)
+
+    def settle(self, key: Key) -> None:
+        """Forget the rows of what a branch remembers at a place that are not finite, and all that came before them."""
+        store = self._stores.get(key)
+        if store is None:
             return
-        names: Sequence[int] = range(self.batch) if done.rows is None else done.rows
+        for at, refresh in enumerate(store.unseen()):
+            for row, finite in enumerate(finite_rows(refresh.output)):
+                if finite:
+                    if not at:
+                        self._not_finite.pop((key, row), None)
+                elif refresh.filled[row]:
+                    if not at:
+                        self._not_finite[key, row] = EngineReason.NON_FINITE_OUTPUT
+                    self._note(EngineReason.NON_FINITE_OUTPUT, refresh.t[row])
+                    store.drop((row,), since=at)
+
+    def _remember_rows(self, store: Store, done: Evaluated, rows: Sequence[int]) -> None:
+        """Store an evaluation of some rows, but for those that are not finite."""
+        self.settle(done.key)
         good = []
-        for at, (row, peak) in enumerate(zip(names, found.host, strict=True)):
-            if not math.isfinite(done.maxima.host[row]):
-                self._forget(done.key, row, EngineReason.NON_FINITE_INPUT, done.t)
-            elif not math.isfinite(peak):
+        for at, (row, finite) in enumerate(zip(rows, finite_rows(done.fresh), strict=True)):
+            if not finite:
                 self._forget(done.key, row, EngineReason.NON_FINITE_OUTPUT, done.t)
             else:
                 good.append(at)
-        if self._not_finite:
-            for at in good:
-                self._not_finite.pop((done.key, names[at]), None)
-        if len(good) == len(names):
-            self._push(store, done, done.fresh, done.rows)
+                self._not_finite.pop((done.key, row), None)
+        if len(good) == len(rows):
+            self._push(store, done, done.fresh, rows)
         elif good:
             kept = done.fresh.index_select(0, index_on(good, done.fresh.device))
-            self._push(store, done, kept, [names[at] for at in good])
+            self._push(store, done, kept, [rows[at] for at in good])
 
-    def _push(self, store: Store, done: Evaluated, fresh: Tensor, rows: Sequence[int] | None) -> None:
+    def _push(
+        self, store: Store, done: Evaluated, fresh: Tensor, rows: Sequence[int] | None, *, unseen: bool = False
+    ) -> None:
         entered = done.entered
         if entered is not None and rows is not None:
             entered = entered.index_select(0, index_on(rows, entered.device))
         owned = done.owned and fresh is done.fresh
         with ordinary_tensors():
-            store.push(fresh, done.t, done.point, rows, self.batch, entered, owned=owned)
+            store.push(fresh, done.t, done.point, rows, self.batch, entered, owned=owned, unseen=unseen)
 
-    def _remember_unseen(self, store: Store, done: Evaluated, found: RowMaxima) -> None:
+    def _remember_unseen(self, store: Store, done: Evaluated) -> None:
         """Store an evaluation on an accelerator without waiting to see whether it is finite.
 
         The device puts the row's last finite value in the place of one that is not, and the next read by the policy, if
         it reads at all, drops the row. With a policy that never reads, a row whose first output is not finite has
         nothing to put in its place: it is handed out as the model returned it.
         """
-        rows, fresh, maxima = done.rows, done.fresh, done.maxima.values
-        chosen = maxima if rows is None else maxima.index_select(0, index_on(rows, maxima.device))
-        both = torch.maximum(chosen.float(), found.values.float())
+        rows, fresh = done.rows, done.fresh
+        maxima = row_maximum(fresh.detach())
         healed = fresh
         if store.history:
             before = store.history[0].output
             before = before if rows is None else before.index_select(0, index_on(rows, before.device))
             if before.shape == fresh.shape and before.dtype == fresh.dtype:
-                healed = torch.where(torch.isfinite(both).reshape(-1, *[1] * (fresh.ndim - 1)), fresh, before)
+                healed = torch.where(torch.isfinite(maxima).reshape(-1, *[1] * (fresh.ndim - 1)), fresh, before)
         self._push(store, done, healed, rows)
         names = list(range(self.batch)) if rows is None else list(rows)
         for row in names:
             self._not_finite.pop((done.key, row), None)
         replaced = set(names)
         self._pending = [p for p in self._pending if p.key != done.key or not replaced.issuperset(p.rows)]
-        self._pending.append(_Pending(both, done.key, names, done.point, done.t))
+        self._pending.append(_Pending(maxima, done.key, names, done.point, done.t))
 
     def _forget(self, key: Key, row: int, why: EngineReason, t: float) -> None:
         self._stores[key].drop((row,))
         self._not_finite[key, row] = why
+        self._note(why, t)
+
+    def _note(self, why: EngineReason, t: float) -> None:
         note = f"{why} at t={t:g}, not remembered"
         if note not in self.notes:
             self.notes.append(note)

@@ -10,12 +10,13 @@ from attrs import define, field
 from torch import Tensor
 
 from cachepolicies.base.errors import RunError
+from cachepolicies.base.foreign import writes_so_far
 from cachepolicies.base.timesteps import slack_of
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.contracts.reasons import EngineReason, RestartCause
 from cachepolicies.contracts.step import RunInfo
 from cachepolicies.engine.call import Call, Declaration
-from cachepolicies.engine.conditioning import Conditioned, Kept, differs
+from cachepolicies.engine.conditioning import Conditioned, differs
 from cachepolicies.engine.memory import Key, Memory
 
 _STAGES = 7
@@ -27,29 +28,29 @@ _CHURN = 2.0**0.5 * (1.0 + 1e-6)
 
 @define(eq=False)
 class LastCall:
-    """What is remembered of a branch's last call to recognise the next; it keeps no argument alive.
+    """What is remembered of a branch's last call to recognise the next.
 
     Attributes:
         t: noise level.
-        maxima: ``(B,)`` largest magnitude of the latent's rows; ``None`` where no comparison can be needed.
-        latent: the latent, as long as somebody else holds it.
+        latent: that it was called with; ``None`` where no comparison can be needed.
+        version: how often the latent had been written on.
     """
 
     t: float
-    maxima: Tensor | None
-    latent: Kept | None = None
+    latent: Tensor | None = None
+    version: int = 0
 
-    def was_of(self, x: Tensor, maxima: Tensor) -> bool:
-        """Return whether the call was of this latent; waits for the device.
+    def may_be_of(self, x: Tensor) -> bool:
+        """Return whether the call may have been of this latent; waits for the device where they are two tensors.
 
-        Args:
-            x: ``(B, ...)``.
-            maxima: of its rows.
+        Of one that was written on since nothing is known.
         """
-        if self.maxima is None or self.maxima.shape != maxima.shape or not torch.equal(self.maxima, maxima):
+        own = self.latent
+        if own is None:
             return False
-        # of a latent that is gone, or was written on since, the magnitudes are all that is known
-        return self.latent is None or self.latent.still_equals(x) is not False
+        if own is x or writes_so_far(own) != self.version:
+            return True
+        return own.shape == x.shape and own.dtype == x.dtype and own.device == x.device and torch.equal(own, x)
 
 
 @define(eq=False)
@@ -182,7 +183,7 @@ class Run:
             return call.index
         return self.info.index(self.last_t if self.is_churned(call.t) else call.t)
 
-    def refuse_unlabelled_branches(self, call: Call, maxima: Tensor) -> None:
+    def refuse_unlabelled_branches(self, call: Call) -> None:
         """Raise if two guidance branches are called one after the other without a label.
 
         Reuse would then hand one branch the output of the other. Tensors are compared, which waits for the device,
@@ -190,15 +191,12 @@ class Run:
 
         Args:
             call: the call to be served.
-            maxima: ``(B,)`` largest magnitude of the latent's rows.
 
         Raises:
             RunError: the same latent came twice at the same t with other conditioning.
         """
         last = self.last_calls.get(call.branch)
-        if last is None or last.maxima is None or call.labelled or last.t != call.t:
-            return
-        if not last.was_of(call.x, maxima):
+        if last is None or last.latent is None or call.labelled or last.t != call.t or not last.may_be_of(call.x):
             return
         known = self.conditioned.get(call.branch)
         if known is not None and differs(known.kept, call.conditioning):
@@ -208,15 +206,19 @@ class Run:
                 "are separate samplings, put each in `with denoiser.run(timesteps=...)`"
             )
 
-    def note_call(self, call: Call, maxima: Tensor | None) -> None:
-        """Note that the call was served."""
+    def note_call(self, call: Call, given: Tensor) -> None:
+        """Note that the call was served.
+
+        Args:
+            call: as it was served.
+            given: ``(B, ...)`` its latent; kept until the next call of an unnamed branch.
+        """
         self.last_t = call.t
         self._recent.append(call.t)
-        told = maxima is None or call.labelled or not call.conditioning
-        if told:
-            self.last_calls[call.branch] = LastCall(call.t, None)
+        if call.labelled or not call.conditioning:
+            self.last_calls[call.branch] = LastCall(call.t)
         else:
-            self.last_calls[call.branch] = LastCall(call.t, maxima, Kept.mere(call.x))
+            self.last_calls[call.branch] = LastCall(call.t, given, writes_so_far(given))
 
     def note_conditioning(self, call: Call) -> None:
         """Forget what a branch remembers where what it is conditioned on has changed; the call is then evaluated."""

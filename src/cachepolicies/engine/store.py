@@ -61,6 +61,7 @@ class Store:
         self._sized = sized
         self._refreshes: list[Refresh] = []
         self._sizes: Sizes | None = None
+        self._unseen = 0
         self.clipped: Tensor | None = None
         """``(B,)`` bool, rows in which the guard held an output back since the last refresh; ``None`` for none."""
 
@@ -69,13 +70,18 @@ class Store:
         """The refreshes, newest first."""
         return self._refreshes
 
+    def unseen(self) -> Sequence[Refresh]:
+        """Return the refreshes that are still to be looked at, newest first, and count them as seen."""
+        found, self._unseen = self._refreshes[: self._unseen], 0
+        return found
+
     @property
     def sizes(self) -> Sizes | None:
         """The range of the RMS of every row since the run began, if it is kept and something was remembered."""
         return self._sizes
 
     def holds(self, row: int, point: int) -> bool:
-        """Whether the newest entry of ``row`` is a finite output computed at the decision ``point``."""
+        """Whether the newest entry of ``row`` is of the decision ``point``; finite, once it was looked at."""
         if not self._refreshes:
             return False
         newest = self._refreshes[0]
@@ -91,6 +97,7 @@ class Store:
         entered: Tensor | None = None,
         *,
         owned: bool = False,
+        unseen: bool = False,
     ) -> None:
         """Remember an evaluation.
 
@@ -102,6 +109,7 @@ class Store:
             batch: rows of the batch.
             entered: what had gone into the place, rows as those of the output; ``None`` if it is not wanted.
             owned: whether an output of all rows can be kept as it is, not copied.
+            unseen: whether it is still to be looked at whether an output of all rows is finite.
         """
         output = output.detach()
         entered = None if entered is None else entered.detach()
@@ -114,6 +122,8 @@ class Store:
             kept = None if entered is None else entered.clone()
             fresh = Refresh(output if owned else output.clone(), [t] * batch, [True] * batch, [point] * batch, kept)
             self._refreshes = [fresh, *self._refreshes][: self._capacity]
+            if unseen:
+                self._unseen = min(self._unseen + 1, self._capacity)
             return
         if not self._refreshes:
             self._refreshes = [_blank(output, entered, batch)]
@@ -140,9 +150,12 @@ class Store:
             clipped = clipped.index_fill(0, index_on(evaluated, clipped.device), False)
         self.clipped = clipped if self.clipped is None else self.clipped | clipped
 
-    def drop(self, rows: Sequence[int]) -> None:
-        """Forget the outputs of these rows; the range of their sizes stays."""
-        for refresh in self._refreshes:
+    def drop(self, rows: Sequence[int], since: int = 0) -> None:
+        """Forget the outputs of these rows, those that are newer than the refresh ``since`` excepted.
+
+        The range of their sizes stays.
+        """
+        for refresh in self._refreshes[since:]:
             for row in rows:
                 refresh.t[row], refresh.filled[row], refresh.point[row] = math.nan, False, -1
 
@@ -151,7 +164,7 @@ class Store:
         if self._refreshes:
             kept = self._refreshes[0].output
             if (kept.shape, kept.dtype, kept.device) != (output.shape, output.dtype, output.device):
-                self._refreshes, self._sizes = [], None
+                self._refreshes, self._sizes, self._unseen = [], None, 0
 
     def _measure(self, output: Tensor, index: Tensor | None, batch: int) -> None:
         if not self._sized:
