@@ -29,6 +29,11 @@ def visible(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def without_gradient(tensor: Tensor) -> Tensor:
+    """Return the tensor cut from what it was computed from; itself where nothing is kept of that."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def read_together(tensors: Sequence[Tensor]) -> list[list[float]]:
     """Read ``(B,)`` tensors on the host in one synchronisation; lengths may differ."""
     if len(tensors) == 1:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from attrs import define, field, frozen
 from torch import Tensor
 
-from cachepolicies.base.host import DeclaredTimesteps
+from cachepolicies.base.host import DeclaredTimesteps, rounding_of
 from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.step import direction_of
 
@@ -61,10 +61,16 @@ class Declaration:
         """Number of steps, as far as it was said."""
         return self.announced_steps if self.timesteps is None else len(self.timesteps)
 
-    def snap(self, t: float, rounding: float) -> float:
-        """Return the declared timestep that ``t`` is, up to relative rounding of its dtype; else t itself."""
+    def snap(self, t: float, given: object) -> float:
+        """Return the declared timestep that ``t`` is, up to relative rounding of its dtype; else t itself.
+
+        Args:
+            t: noise level.
+            given: the same, as the denoiser is called with it.
+        """
         if self.timesteps is None or t in self._exactly:
             return t
+        rounding = rounding_of(given)
         rising = self._rising
         at = bisect_left(rising, t)
         near = rising[max(at - 1, 0) : at + 1]  # the levels on both sides of t

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cachepolicies.base.errors import RunError
 from cachepolicies.base.foreign import writes_so_far
+from cachepolicies.base.host import without_gradient
 from cachepolicies.base.parallel import context_parallel, why_not_parallel
 from cachepolicies.contracts.policy import CachePolicy
 from cachepolicies.contracts.step import RunInfo, Step
@@ -237,7 +238,7 @@ class ServedCall:
         led = group.t != call.t or key in group.served
         decision = group.decision
         if led or decision is None:
-            decision = check.decided(self.engine.policy, self.step(Arrival()), group.state)
+            decision = check.decided(self.engine.policy, self.step(Arrival()), group)
             group.t, group.served, group.decision = call.t, set(), decision
         group.served.add(key)
         record = CallRecord(
@@ -303,8 +304,10 @@ class ServedCall:
         """Return what the policy is told."""
         call, run = self.call, self.run
         place = arrival.place if self.engine.by_place else WHOLE
-        read, given = run.memory.read, None if arrival.input is None else arrival.input.detach()
-        return Step(call.x.detach(), call.t, call.branch, self.index, run.info, read, arrival.signals, place, given)
+        read, given = run.memory.read, None if arrival.input is None else without_gradient(arrival.input)
+        return Step(
+            without_gradient(call.x), call.t, call.branch, self.index, run.info, read, arrival.signals, place, given
+        )
 
     def context(self, arrival: Arrival) -> Context:
         """Return what the substitute is told of the present."""

@@ -10,7 +10,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from cachepolicies.base.host import index_on, ordinary_tensors, read_together, visible
+from cachepolicies.base.host import index_on, ordinary_tensors, read_together, visible, without_gradient
 from cachepolicies.base.units import row_maximum
 from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.substitute import Substitute, order_of
@@ -24,7 +24,7 @@ def finite_rows(tensor: Tensor) -> list[bool]:
     """Return for every row of a tensor ``(B, ...)`` whether it is finite, as far as the host sees it."""
     if not visible(tensor):
         return [True] * tensor.shape[0]
-    tensor = tensor.detach()
+    tensor = without_gradient(tensor)
     if tensor.dtype in _ORDERED:  # one pass over the memory tells of all rows
         low, high = torch.aminmax(tensor)
         if math.isfinite(_number(low)) and math.isfinite(_number(high)):

@@ -40,6 +40,20 @@ def record(
         audit: if there was one.
     """
     layout, reuse = step.run.layout, decision.reuse
+    if True not in reuse and audit is None:
+        return CallRecord(
+            step.t,
+            branch,
+            (True,) * len(reuse),
+            decision.reason,
+            decision.score,
+            decision.tolerance,
+            led,
+            step.index,
+            True,
+            call=number,
+            place=place,
+        )
     evaluated = tuple(not kept for kept in reuse)
     order = served.order
     return CallRecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
@@ -51,6 +52,10 @@ class LastCall:
         if own is x or writes_so_far(own) != self.version:
             return True
         return own.shape == x.shape and own.dtype == x.dtype and own.device == x.device and torch.equal(own, x)
+
+
+_CANNOT_BE_MISTAKEN = LastCall(math.nan)
+"""Stands for every call that was named, or is conditioned on nothing."""
 
 
 @define(eq=False)
@@ -216,7 +221,7 @@ class Run:
         self.last_t = call.t
         self._recent.append(call.t)
         if call.labelled or not call.conditioning:
-            self.last_calls[call.branch] = LastCall(call.t)
+            self.last_calls[call.branch] = _CANNOT_BE_MISTAKEN
         else:
             self.last_calls[call.branch] = LastCall(call.t, given, writes_so_far(given))
 

@@ -9,7 +9,7 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from cachepolicies.base.host import index_on
+from cachepolicies.base.host import index_on, without_gradient
 from cachepolicies.base.units import row_rms
 from cachepolicies.contracts.substitute import Refresh
 
@@ -111,8 +111,8 @@ class Store:
             owned: whether an output of all rows can be kept as it is, not copied.
             unseen: whether it is still to be looked at whether an output of all rows is finite.
         """
-        output = output.detach()
-        entered = None if entered is None else entered.detach()
+        output = without_gradient(output)
+        entered = None if entered is None else without_gradient(entered)
         if self.clipped is not None:
             index = None if rows is None else index_on(rows, self.clipped.device)
             self.clipped = None if index is None else self.clipped.index_fill(0, index, False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cachepolicies.assembly.assemble import Assembly
 from cachepolicies.assembly.run_handle import DeclaredRun
 from cachepolicies.base.errors import CachePoliciesError, ProfileError, RunError
-from cachepolicies.base.host import DeclaredTimesteps, host_time, rounding_of
+from cachepolicies.base.host import DeclaredTimesteps, host_time
 from cachepolicies.base.layout import equal_parts
 from cachepolicies.base.signature import Signature
 from cachepolicies.contracts.reasons import EngineReason
@@ -394,7 +394,7 @@ class Binding:
         if run is None or self._clock is None:
             level = host_time(t, batch, None if declaration is None else declaration.given)
             if declaration is not None:
-                level = declaration.snap(level, rounding_of(t))
+                level = declaration.snap(level, t)
             return level, None if position is None or request.declared_by_caller else position.index, None
         index = self._clock.index(run, position)
         doubtful = request.at is not None and index == request.at[0] and named in request.served
@@ -402,7 +402,7 @@ class Binding:
         if run.given is None:
             return level, 0 if index is None else index, index
         if declaration is not None:
-            level = declaration.snap(level, rounding_of(t))
+            level = declaration.snap(level, t)
         agrees = index is not None and run.given.values[index] == level
         first = level == run.given.values[0]
         return level, None, index if agrees else "first" if index is None and first else None

@@ -57,6 +57,7 @@ class OutputSite(ResolvedSite):
 
     def serve(self, served: ServedCall, invocation: Invocation) -> Any:
         """Serve one call; see `ResolvedSite.serve`."""
+        own: list[Any] = []
 
         def evaluate(rows: Sequence[int] | None, audit: bool) -> Tensor:
             if rows is None and served.rows_may_part:
@@ -70,6 +71,7 @@ class OutputSite(ResolvedSite):
                 )
             if not audit:
                 served.keep(WHOLE, form)
+                own[:] = prediction, output
             return prediction
 
         call, signals = served.call, {}
@@ -79,4 +81,6 @@ class OutputSite(ResolvedSite):
         given = call.x if served.engine.looks_at_input else None
         prediction = served.serve(Arrival(WHOLE, given, signals), evaluate)
         served.leave()
+        if own and prediction is own[0]:
+            return own[1]
         return served.kept(WHOLE).fill(prediction)

@@ -18,7 +18,7 @@ from cachepolicies.assembly.options import Options
 from cachepolicies.assembly.run_handle import DeclaredRun, RunHandle
 from cachepolicies.base.budget import as_budget
 from cachepolicies.base.errors import RunError, SettingsError
-from cachepolicies.base.host import DeclaredTimesteps, host_time, rounding_of
+from cachepolicies.base.host import DeclaredTimesteps, host_time
 from cachepolicies.base.signature import Signature
 from cachepolicies.contracts.adapter import Adapter
 from cachepolicies.contracts.denoiser import RunAwareDenoiser
@@ -336,7 +336,7 @@ class CachedDenoiser(RunAwareDenoiser):
         if self._recounts:
             level = self.convention.level(level)
         if declaration is not None:
-            level = declaration.snap(level, rounding_of(t))
+            level = declaration.snap(level, t)
         call = Call(
             x,
             level,
