@@ -26,10 +26,12 @@ from cachepolicies import (
 )
 from cachepolicies.adapters import Adapter, Blocks, OutputOf
 from cachepolicies.builtin import plugin
+from cachepolicies.engine.memory import finite_rows
 from cachepolicies.hookspecs import hookimpl
 from cachepolicies.policies import Never
 from cachepolicies.reference.guided import GuidedDenoiser
 from cachepolicies.registry.load import BUILTIN, load_plugins
+from cachepolicies.sites import flops
 from cachepolicies.sites._gate import gates
 from cachepolicies.sites._rows import by_sample, copies_of, merge_rows, pack, replace_tensors, tensors_in, unpack
 from cachepolicies.substitutes.resolve import as_substitute
@@ -792,3 +794,43 @@ def test_every_substitute_serves_at_the_blocks(substitute):
     assert result.isfinite().all()
     assert 0 < float(row_rms(result - bare).max()) < float(row_rms(bare).max())
     assert torch.equal(draw(at_blocks("never", {}, substitute=substitute), 2, 5), bare)
+
+
+# --- what a reuse skips ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_reuse_skips_is_measured_once_for_a_network_however_often_it_is_wrapped(monkeypatch):
+    counted = []
+    real = flops.CountedFlops.__enter__
+
+    def enter(self):
+        counted.append(self)
+        return real(self)
+
+    monkeypatch.setattr(flops.CountedFlops, "__enter__", enter)
+    model = WAN.build()
+    shares = []
+    for stack in ("blocks", "blocks", "norm_out"):
+        denoiser = CachedDenoiser(model, "uniform:every=2", site=stack)
+        with denoiser.run(timesteps=[900.0, 800.0]):
+            for t in (900.0, 800.0):
+                denoiser(**{**WAN.inputs(1), "timestep": torch.tensor([t])})
+        shares.append(denoiser.resolved_site.shares[""])
+    assert len(counted) == 2
+    assert 0.5 < shares[0] == shares[1] < 1.0
+    assert shares[2] < 0.5
+
+
+# --- finite rows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@given(seed=seeds, places=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 11), st.integers(0, 3)), max_size=4))
+@settings(max_examples=40)
+def test_a_row_is_finite_exactly_if_all_of_it_is(dtype, seed, places):
+    values = torch.randn(3, 2, 6, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    odd = (float("nan"), float("inf"), -float("inf"), torch.finfo(dtype).max)  # of the last, sums overflow
+    for row, at, which in places:
+        values.view(3, 12)[row, at] = odd[which]
+    assert finite_rows(values) == torch.isfinite(values).flatten(1).all(dim=1).tolist()
+    assert finite_rows(torch.full_like(values, torch.finfo(dtype).max)) == [True] * 3

@@ -26,7 +26,7 @@ from cachepolicies.engine.invocation import Invocation
 from cachepolicies.sites._gate import Gates, Handler
 from cachepolicies.sites._graphs import compiling_around
 from cachepolicies.sites._rows import merge_rows
-from cachepolicies.sites.flops import CountedFlops, can_count
+from cachepolicies.sites.flops import CountedFlops, can_count, measured_of
 
 Mode = Literal["ask", "capture", "replace"]
 
@@ -108,7 +108,7 @@ class InsideSite(ResolvedSite):
     a twin of its own.
     """
 
-    def __init__(self, network: nn.Module, name: str, *, wrapped: bool = True) -> None:
+    def __init__(self, network: nn.Module, name: str, *, wrapped: bool = True, cut: str = "") -> None:
         self.network = network
         self._wrapped = wrapped
         self._name = name
@@ -117,7 +117,8 @@ class InsideSite(ResolvedSite):
         self._flops: CountedFlops | None = None
         self._flops_before = 0
         self._countable = True
-        self._shares: dict[str, float] = {}
+        # what runs around a network costs something too, and belongs to the call
+        self._shares: dict[str, float] = {} if wrapped else measured_of(network, f"{name} {cut}")
         self._twins: WeakKeyDictionary[threading.Thread, InsideSite] = WeakKeyDictionary()
         self._first_thread = threading.get_ident()
         self.bypass = Bypass()

@@ -76,7 +76,7 @@ class BlocksSite(InsideSite):
         Raises:
             SettingsError: the adapter names a module or an argument that the network does not have.
         """
-        super().__init__(network, "blocks", wrapped=wrapped)
+        super().__init__(network, "blocks", wrapped=wrapped, cut=f"{adapter.stack} {adapter.ends_before}")
         self.adapter = adapter
         self._registered = dict(signals or {})
         self._entering: list[Tensor] = []

@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -120,3 +121,16 @@ def can_count(denoiser: Callable[..., Any], network: nn.Module) -> bool:
         if isinstance(part, nn.Module)
         for module in part.modules()
     )
+
+
+_measured: WeakKeyDictionary[nn.Module, dict[str, dict[str, float]]] = WeakKeyDictionary()
+
+
+def measured_of(network: nn.Module, cut: str) -> dict[str, float]:
+    """Return what was measured of a network at a cut, to read and to fill in: once, however often it is enabled.
+
+    Args:
+        network: the module.
+        cut: says where it is cut.
+    """
+    return _measured.setdefault(network, {}).setdefault(cut, {})
