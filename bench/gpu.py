@@ -23,7 +23,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 
 import cachepolicies
 from added import LIMITS, profile_of, settings_of
@@ -160,7 +160,9 @@ def _subject(
         return {"hidden_states": one * (1.0 - share) + other * share, "timestep": levels[k], **rest}
 
     made = [inputs(k) for k in range(len(timesteps))]
-    return Subject(model, lambda k: made[k], timesteps, torch.cuda.synchronize if device == "cuda" else lambda: None)
+    if device == "cuda":
+        return Subject(model, lambda k: made[k], timesteps, torch.cuda.synchronize, at_once=False)
+    return Subject(model, lambda k: made[k], timesteps)
 
 
 def _asked(policy: str, subject: Subject, *, place: str) -> Variant:
@@ -298,7 +300,7 @@ def compiled(report: Report, name: str, subject: Subject, how: str, rounds: int)
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         return call(k)
 
-    compiled_subject = Subject(called, subject.inputs, subject.timesteps, subject.wait)
+    compiled_subject = evolve(subject, model=called)
     ways = {"bare": bare, f"ours at {site}": in_place(plan) if site == "blocks" else wrapped(plan)}
     taken: dict[str, list[float]] = {way: [] for way in ways}
     outputs: dict[str, list[torch.Tensor]] = {}
@@ -356,7 +358,7 @@ def _measure(report: Report, name: str, build: Any, device: str, *, tiny: bool, 
         return
     subject = build(device, tiny=tiny, steps=12 if tiny else 50)
     print(f"-- {name}: weights: {time.monotonic() - began:.0f} s", flush=True)
-    short = Subject(subject.model, subject.inputs, subject.timesteps[:12], subject.wait)
+    short = evolve(subject, timesteps=subject.timesteps[:12])
     report.section(f"{name}: added", lambda: added(report, name, short, rounds))
     report.section(f"{name}: speed-up", lambda: gained(report, name, subject, rounds))
     if on_card:
