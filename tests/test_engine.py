@@ -786,6 +786,24 @@ def test_a_non_finite_output_without_a_read_is_healed_on_the_device(placement):
     torch.testing.assert_close(outs[3][0], x[0] + fresh)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_branches_in_one_buffer_that_is_written_anew_for_each_have_to_be_named(same):
+    denoiser = CachedDenoiser(lambda x, t, text: x * text, Uniform(every=2))
+    x, buffer = noise(), torch.empty(2, *SHAPE)
+    texts = [torch.full((2, *SHAPE), 1.0), torch.full((2, *SHAPE), 1.0 if same else 2.0)]
+    with denoiser.run(timesteps=TIMESTEPS[:2]):
+        denoiser(buffer.copy_(x), TIMESTEPS[0], texts[0])
+        if same:
+            denoiser(buffer.copy_(x), TIMESTEPS[0], texts[1])
+            return
+        with pytest.raises(RunError, match="written on in between"):
+            denoiser(buffer.copy_(x), TIMESTEPS[0], texts[1])
+    with denoiser.run(timesteps=TIMESTEPS[:2]):
+        for branch, text in zip(("cond", "uncond"), texts, strict=True):
+            out = denoiser(buffer.copy_(x), TIMESTEPS[0], text, branch=branch)
+            torch.testing.assert_close(out, x * text)
+
+
 def test_a_non_finite_input_is_evaluated():
     denoiser = CachedDenoiser(Counted(lambda x, t: torch.ones_like(x) * t), Alternate(max_reuse=10))
     x = noise()

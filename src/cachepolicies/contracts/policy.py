@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -76,7 +75,6 @@ class Decision:
     score_is_change: bool = True
 
     @classmethod
-    @functools.lru_cache(maxsize=256)
     def same(cls, reuse: bool, reason: Reason, decisions: int) -> Decision:
         """Return one decision for all ``decisions`` samples, without a score."""
         return cls((reuse,) * decisions, (reason,) * decisions)

@@ -18,15 +18,13 @@ from cachepolicies.engine.memory import Key, finite_rows
 from cachepolicies.engine.run import DecisionGroup, Run
 
 
-def decided(policy: CachePolicy, step: Step, group: DecisionGroup) -> Decision:
-    """Ask a policy, and check its answer, unless it is the very one that was carried out last.
+def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
+    """Ask a policy, and check its answer.
 
     Raises:
         PolicyError: it is no decision, has not one entry for each deciding sample, or entries of another type.
     """
-    decision = policy.decide(step, group.state)
-    if decision is group.decision and decision is not None:
-        return decision
+    decision = policy.decide(step, state)
     if _is_sound(decision, step.run.decisions) and (policy.reuses or True not in decision.reuse):
         return decision
     if not isinstance(decision, Decision):

@@ -238,7 +238,7 @@ class ServedCall:
         led = group.t != call.t or key in group.served
         decision = group.decision
         if led or decision is None:
-            decision = check.decided(self.engine.policy, self.step(Arrival()), group)
+            decision = check.decided(self.engine.policy, self.step(Arrival()), group.state)
             group.t, group.served, group.decision = call.t, set(), decision
         group.served.add(key)
         record = CallRecord(

@@ -35,7 +35,7 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     key, group = served.key(arrival.place), served.group(arrival.place)
     step = served.step(arrival)
     followed = group.follows(call.t, key)
-    wanted = followed or check.decided(policy, step, group)
+    wanted = followed or check.decided(policy, step, group.state)
     if followed is None:
         group.point, group.t, group.served = run.next_point(), call.t, set()
     # Nothing is cached for a policy that never reuses, and there is nothing to look at.

@@ -40,7 +40,7 @@ def record(
         audit: if there was one.
     """
     layout, reuse = step.run.layout, decision.reuse
-    if True not in reuse and audit is None:
+    if True not in reuse:
         return CallRecord(
             step.t,
             branch,

@@ -206,7 +206,8 @@ class Run:
         known = self.conditioned.get(call.branch)
         if known is not None and differs(known.kept, call.conditioning):
             raise RunError(
-                f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning. If these "
+                f"the denoiser was called twice at the same x and t={call.t:g} with different conditioning, "
+                "or with x written on in between. If these "
                 'are guidance branches, name them: denoiser(x, t, ..., branch="cond") and branch="uncond"; if they '
                 "are separate samplings, put each in `with denoiser.run(timesteps=...)`"
             )
