@@ -198,12 +198,11 @@ REVERSED = {"t_start": 0.1, "t_end": 0.9}
 """Classes that take t in [0, 1], 0 is noise."""
 
 
-def checks_of(key: str, tiny: TinyModel) -> list[Check]:
-    """What the adapter promises that serves a tiny model, registered or generic; raises where there is none."""
-    model = tiny.build()
-    subject = Subject(
+def subject_of(key: str, tiny: TinyModel) -> Subject:
+    """Return a tiny model as the checks of `cachepolicies.testing` take it."""
+    return Subject(
         key,
-        model,
+        tiny.build(),
         tiny.inputs,
         lambda inputs, rows: tiny.rows(inputs, list(rows)),
         x_name=tiny.x_name,
@@ -211,4 +210,10 @@ def checks_of(key: str, tiny: TinyModel) -> list[Check]:
         t_start=tiny.t_start,
         t_end=tiny.t_end,
     )
-    return adapter_checks(adapter_of(model), subject, label=key)
+
+
+def checks_of(key: str, tiny: TinyModel) -> list[Check]:
+    """What the adapter promises that serves a tiny model, registered or generic; raises where there is none."""
+    subject = subject_of(key, tiny)
+    assert subject.network is not None
+    return adapter_checks(adapter_of(subject.network), subject, label=key)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cachepolicies.builtin.plugin import LAYERS
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
 from cachepolicies.policies import EasyCache, MagCache, Never, Schedule, SeaCache, SenCache, TeaCache, Uniform
 from cachepolicies.registry.load import load_plugins
@@ -27,7 +28,7 @@ from cachepolicies.testing import (
 )
 from cachepolicies.tolerances import OfT, Planned
 from made_plans import plan_of
-from making_models import checks_of
+from making_models import checks_of, subject_of
 from tiny_models import EVERY_TINY, TINY
 
 pytestmark = [
@@ -86,7 +87,16 @@ SUBSTITUTES: Mapping[str, Checks] = {
     "taylor": lambda: _specs(substitute_checks, "taylor:order=3", "taylor:order=2,differences=taylorseer"),
 }
 
+
+def _at_layers(site: str) -> Checks:
+    """Return what makes the checks of a site at kinds of modules, on the class that has all of them."""
+    key = "LatteTransformer3DModel"
+    return lambda: site_checks(site, subjects=subject_of(key, TINY[key]), label=site)
+
+
 SITES: Mapping[str, Checks] = {
+    **{kind: _at_layers(kind) for kind in LAYERS},
+    "modules": lambda: site_checks("modules:pattern=blocks.*"),
     "output": lambda: site_checks("output"),
     "blocks": lambda: site_checks("blocks"),
     "module": lambda: _of(site_checks("module:path=blocks.1"), site_checks("module:path=embed", label="module-a-leaf")),

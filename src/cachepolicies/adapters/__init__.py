@@ -3,6 +3,10 @@
 from cachepolicies.adapters.find import adapter_of as adapter_of
 from cachepolicies.adapters.find import blocks_of as blocks_of
 from cachepolicies.adapters.find import network_of as network_of
+from cachepolicies.contracts.adapter import CROSS as CROSS
+from cachepolicies.contracts.adapter import MLP as MLP
+from cachepolicies.contracts.adapter import SPATIAL as SPATIAL
+from cachepolicies.contracts.adapter import TEMPORAL as TEMPORAL
 from cachepolicies.contracts.adapter import Adapter as Adapter
 from cachepolicies.contracts.adapter import Blocks as Blocks
 from cachepolicies.contracts.adapter import BlockSignal as BlockSignal
@@ -12,6 +16,10 @@ from cachepolicies.contracts.adapter import OutputOf as OutputOf
 from cachepolicies.contracts.adapter import Rows as Rows
 
 __all__ = [
+    "CROSS",
+    "MLP",
+    "SPATIAL",
+    "TEMPORAL",
     "Adapter",
     "BlockSignal",
     "Blocks",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
 from cachepolicies.adapters._signals import shared_table
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -15,7 +16,7 @@ def allegro() -> Adapter:
     """Return the adapter of ``AllegroTransformer3DModel``."""
     return Adapter(
         "AllegroTransformer3DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("adaln_single", pick=1)},
         rows=(
             "hidden_states",

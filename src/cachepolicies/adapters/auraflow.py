@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cachepolicies.adapters._kinds import JOINT
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -11,8 +12,8 @@ def auraflow() -> Adapter:
     return Adapter(
         "AuraFlowTransformer2DModel",
         stack=(
-            Blocks("joint_transformer_blocks", ("encoder_hidden_states", "hidden_states")),
-            Blocks("single_transformer_blocks", part="tail"),
+            Blocks("joint_transformer_blocks", ("encoder_hidden_states", "hidden_states"), kinds=JOINT),
+            Blocks("single_transformer_blocks", part="tail", kinds=JOINT),
         ),
         signals={"modulated_input": adaptive_norm, "timestep_embedding": OutputOf("time_step_proj")},
         clock="unit",

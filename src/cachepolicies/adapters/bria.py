@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cachepolicies.adapters._kinds import JOINT, PARALLEL
 from cachepolicies.adapters._latents import patches_by_ids, tokens_by_ids
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks, BlockSignal, OutputOf
@@ -17,7 +18,10 @@ def bria() -> Adapter:
     """Return the adapter of ``BriaTransformer2DModel``."""
     return Adapter(
         "BriaTransformer2DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", _BOTH)),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", _BOTH, kinds=PARALLEL),
+        ),
         signals=_SIGNALS,
         unpack=patches_by_ids,
         rows=(
@@ -38,7 +42,10 @@ def bria_fibo() -> Adapter:
     """Return the adapter of ``BriaFiboTransformer2DModel``, whose single blocks take both streams joined."""
     return Adapter(
         "BriaFiboTransformer2DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", part="tail")),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", part="tail", kinds=PARALLEL),
+        ),
         signals=_SIGNALS,
         unpack=tokens_by_ids,
         rows=(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import JOINT, PARALLEL
 from cachepolicies.adapters._latents import patches_by_ids
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -16,8 +17,8 @@ def chroma() -> Adapter:
     return Adapter(
         "ChromaTransformer2DModel",
         stack=(
-            Blocks("transformer_blocks", ("encoder_hidden_states", "hidden_states")),
-            Blocks("single_transformer_blocks", part="tail"),
+            Blocks("transformer_blocks", ("encoder_hidden_states", "hidden_states"), kinds=JOINT),
+            Blocks("single_transformer_blocks", part="tail", kinds=PARALLEL),
         ),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("distilled_guidance_layer")},
         unpack=patches_by_ids,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF
 from cachepolicies.adapters._latents import frames_first
 from cachepolicies.adapters._signals import joint_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks
@@ -20,7 +21,7 @@ def cogvideox() -> Adapter:
     """
     return Adapter(
         "CogVideoXTransformer3DModel",
-        stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states")),),
+        stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states"), kinds=SELF),),
         signals={"modulated_input": joint_norm, "timestep_embedding": _timestep_embedding},
         unpack=frames_first,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"),

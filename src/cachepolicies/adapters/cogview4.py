@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from cachepolicies.adapters._signals import joint_norm
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
+
+_BOTH = ("hidden_states", "encoder_hidden_states")
 
 
 def cogview4() -> Adapter:
     """Return the adapter of ``CogView4Transformer2DModel``."""
     return Adapter(
         "CogView4Transformer2DModel",
-        stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states")),),
+        stack=(
+            Blocks(
+                "transformer_blocks",
+                ("hidden_states", "encoder_hidden_states"),
+                kinds={SPATIAL: "attn1", MLP: ("ff", "ff#2")},
+            ),
+        ),
         signals={
             "modulated_input": joint_norm,
             "timestep_embedding": OutputOf("time_condition_embed.timestep_embedder"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -14,7 +15,7 @@ def cosmos() -> Adapter:
     """Return the adapter of ``CosmosTransformer3DModel``."""
     return Adapter(
         "CosmosTransformer3DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed", pick=1)},
         rows=("hidden_states", "timestep", "encoder_hidden_states", "attention_mask", "condition_mask"),
         source="TeaCache4Cosmos/teacache_sample_video_t2v.py",

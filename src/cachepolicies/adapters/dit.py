@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF
 from cachepolicies.contracts.adapter import Adapter, Blocks
 
 
@@ -14,7 +15,7 @@ def dit() -> Adapter:
     """Return the adapter of ``DiTTransformer2DModel``."""
     return Adapter(
         "DiTTransformer2DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
         rows=("hidden_states", "timestep", "class_labels"),
         source="as for FLUX.1",

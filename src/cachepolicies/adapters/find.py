@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 from torch import nn
@@ -102,13 +103,21 @@ def blocks_of(network: nn.Module, adapter: Adapter) -> dict[str, tuple[nn.Module
     Raises:
         SettingsError: the adapter names a module that the network does not have, or one without blocks.
     """
-    found: dict[str, tuple[nn.Module, Blocks]] = {}
+    lists: list[dict[str, tuple[nn.Module, Blocks]]] = []
     for blocks in adapter.stack:
         module = submodule(network, blocks.path, f"adapter of {adapter.model!r}")
         if isinstance(module, nn.ModuleList):
-            found.update({f"{blocks.path}.{i}": (block, blocks) for i, block in enumerate(module)})
+            lists.append({f"{blocks.path}.{i}": (block, blocks) for i, block in enumerate(module)})
         else:
-            found[blocks.path] = (module, blocks)
+            lists.append({blocks.path: (module, blocks)})
+    if adapter.take_turns and len({len(each) for each in lists}) > 1:
+        lengths = ", ".join(f"{blocks.path} has {len(each)}" for blocks, each in zip(adapter.stack, lists, strict=True))
+        raise SettingsError(
+            f"adapter of {adapter.model!r}: lists that take turns are equally long, and of this "
+            f"{type(network).__name__} {lengths}"
+        )
+    in_order = itertools.chain(*zip(*(each.items() for each in lists), strict=True)) if adapter.take_turns else None
+    found = dict(itertools.chain(*(each.items() for each in lists)) if in_order is None else in_order)
     if not found:
         paths = ", ".join(blocks.path for blocks in adapter.stack)
         raise SettingsError(f"adapter of {adapter.model!r}: {paths} of this {type(network).__name__} hold no block")

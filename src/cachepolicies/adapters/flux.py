@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import JOINT, PARALLEL
 from cachepolicies.adapters._latents import patches_by_ids
 from cachepolicies.adapters._signals import adaptive_norm
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import SPATIAL, Adapter, Blocks, OutputOf
 
 _BOTH = ("encoder_hidden_states", "hidden_states")
 
@@ -18,7 +19,10 @@ def flux() -> Adapter:
     """Return the adapter of ``FluxTransformer2DModel``."""
     return Adapter(
         "FluxTransformer2DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", _BOTH)),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", _BOTH, kinds=PARALLEL),
+        ),
         signals={
             "modulated_input": adaptive_norm,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
@@ -43,7 +47,10 @@ def flux2() -> Adapter:
     """Return the adapter of ``Flux2Transformer2DModel``, whose single blocks take both streams joined."""
     return Adapter(
         "Flux2Transformer2DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", part="tail")),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", part="tail", kinds={SPATIAL: "attn"}),
+        ),
         signals={
             "modulated_input": _shared_modulation,
             "timestep_embedding": OutputOf("time_guidance_embed.timestep_embedder"),

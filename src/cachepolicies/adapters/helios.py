@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 
 def helios() -> Adapter:
     """Return the adapter of ``HeliosTransformer3DModel``."""
     return Adapter(
         "HeliosTransformer3DModel",
-        stack=(Blocks("blocks"),),
+        stack=(Blocks("blocks", kinds={SPATIAL: "attn1", CROSS: "attn2", MLP: "ffn"}),),
         signals={"modulated_input": _modulated_input, "timestep_projection": OutputOf("condition_embedder", pick=1)},
         rows=(
             "hidden_states",

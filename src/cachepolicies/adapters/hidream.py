@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._latents import unpatched
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
+
+_KINDS = {SPATIAL: "block.attn1", MLP: ("block.ff_i", "block.ff_t")}
 
 
 def hidream() -> Adapter:
@@ -16,8 +18,8 @@ def hidream() -> Adapter:
     return Adapter(
         "HiDreamImageTransformer2DModel",
         stack=(
-            Blocks("double_stream_blocks", ("hidden_states", "encoder_hidden_states")),
-            Blocks("single_stream_blocks", part="head"),
+            Blocks("double_stream_blocks", ("hidden_states", "encoder_hidden_states"), kinds=_KINDS),
+            Blocks("single_stream_blocks", part="head", kinds=_KINDS),
         ),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("t_embedder")},
         unpack=unpatched,

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import JOINT, PARALLEL
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -26,7 +27,10 @@ def hunyuan_video() -> Adapter:
     """Return the adapter of ``HunyuanVideoTransformer3DModel``."""
     return Adapter(
         "HunyuanVideoTransformer3DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", _BOTH)),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", _BOTH, kinds=PARALLEL),
+        ),
         signals={
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
@@ -61,7 +65,10 @@ def hunyuan_image() -> Adapter:
     """Return the adapter of ``HunyuanImageTransformer2DModel``."""
     return Adapter(
         "HunyuanImageTransformer2DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", _BOTH)),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", _BOTH, kinds=PARALLEL),
+        ),
         signals={
             "modulated_input": adaptive_norm,
             "timestep_embedding": OutputOf("time_guidance_embed.timestep_embedder"),
@@ -88,7 +95,7 @@ def hunyuan_video15() -> Adapter:
     """
     return Adapter(
         "HunyuanVideo15Transformer3DModel",
-        stack=(Blocks("transformer_blocks", _BOTH),),
+        stack=(Blocks("transformer_blocks", _BOTH, kinds=JOINT),),
         signals={"modulated_input": adaptive_norm, "timestep_embedding": OutputOf("time_embed")},
         rows_independent=False,
         rows=(

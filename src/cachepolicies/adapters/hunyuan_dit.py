@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -14,7 +15,7 @@ def hunyuan_dit() -> Adapter:
     """Return the adapter of ``HunyuanDiT2DModel``."""
     return Adapter(
         "HunyuanDiT2DModel",
-        stack=(Blocks("blocks"),),
+        stack=(Blocks("blocks", kinds=SELF_AND_CROSS),),
         signals={
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("time_extra_emb.timestep_embedder"),

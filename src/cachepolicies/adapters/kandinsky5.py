@@ -8,14 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._latents import channels_last
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
+
+_KINDS = {SPATIAL: "self_attention", CROSS: "cross_attention", MLP: "feed_forward"}
 
 
 def kandinsky5() -> Adapter:
     """Return the adapter of ``Kandinsky5Transformer3DModel``."""
     return Adapter(
         "Kandinsky5Transformer3DModel",
-        stack=(Blocks("visual_transformer_blocks", "visual_embed"),),
+        stack=(Blocks("visual_transformer_blocks", "visual_embed", kinds=_KINDS),),
         streams="visual_embed",
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embeddings")},
         unpack=channels_last,

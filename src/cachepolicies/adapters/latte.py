@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
 from cachepolicies.adapters._signals import shared_table
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, TEMPORAL, Adapter, Blocks, OutputOf
 
 
 def latte() -> Adapter:
@@ -16,8 +17,12 @@ def latte() -> Adapter:
     """
     return Adapter(
         "LatteTransformer3DModel",
-        stack=(Blocks("transformer_blocks"), Blocks("temporal_transformer_blocks")),
+        stack=(
+            Blocks("transformer_blocks", kinds=SELF_AND_CROSS),
+            Blocks("temporal_transformer_blocks", kinds={TEMPORAL: "attn1", MLP: "ff"}),
+        ),
         ends_before="norm_out",
+        take_turns=True,
         signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("adaln_single", pick=1)},
         rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
         rows_a_sample=_frames,

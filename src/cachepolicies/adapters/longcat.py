@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from cachepolicies.adapters._kinds import JOINT, PARALLEL
 from cachepolicies.adapters._latents import channels_last, patches_by_ids
 from cachepolicies.adapters._signals import adaptive_norm
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 _BOTH = ("encoder_hidden_states", "hidden_states")
 
@@ -19,7 +20,10 @@ def longcat_image() -> Adapter:
     """Return the adapter of ``LongCatImageTransformer2DModel``."""
     return Adapter(
         "LongCatImageTransformer2DModel",
-        stack=(Blocks("transformer_blocks", _BOTH), Blocks("single_transformer_blocks", _BOTH)),
+        stack=(
+            Blocks("transformer_blocks", _BOTH, kinds=JOINT),
+            Blocks("single_transformer_blocks", _BOTH, kinds=PARALLEL),
+        ),
         signals={"modulated_input": adaptive_norm, "timestep_embedding": OutputOf("time_embed.timestep_embedder")},
         unpack=patches_by_ids,
         clock="unit",
@@ -33,7 +37,7 @@ def longcat_audio() -> Adapter:
     """Return the adapter of ``LongCatAudioDiTTransformer``."""
     return Adapter(
         "LongCatAudioDiTTransformer",
-        stack=(Blocks("blocks"),),
+        stack=(Blocks("blocks", kinds={SPATIAL: "self_attn", CROSS: "cross_attn", MLP: "ffn"}),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed")},
         unpack=channels_last,
         clock="unit",

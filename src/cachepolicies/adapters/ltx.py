@@ -7,15 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
 from cachepolicies.adapters._latents import tokens_of_video
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
+
+_BOTH_STREAMS = {
+    SPATIAL: ("attn1", "audio_attn1"),
+    CROSS: ("attn2", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"),
+    MLP: ("ff", "audio_ff"),
+}
 
 
 def ltx() -> Adapter:
     """Return the adapter of ``LTXVideoTransformer3DModel``."""
     return Adapter(
         "LTXVideoTransformer3DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         ends_before="proj_out",
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed.emb")},
         unpack=tokens_of_video,
@@ -29,7 +36,7 @@ def ltx2() -> Adapter:
     """Return the adapter of ``LTX2VideoTransformer3DModel``, which predicts video and audio."""
     return Adapter(
         "LTX2VideoTransformer3DModel",
-        stack=(Blocks("transformer_blocks", ("hidden_states", "audio_hidden_states")),),
+        stack=(Blocks("transformer_blocks", ("hidden_states", "audio_hidden_states"), kinds=_BOTH_STREAMS),),
         streams=("hidden_states", "audio_hidden_states"),
         signals={"modulated_input": _video_modulation, "timestep_embedding": OutputOf("time_embed.emb")},
         unpack=tokens_of_video,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from cachepolicies.adapters._signals import rms_norm_zero
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 
 def lumina2() -> Adapter:
     """Return the adapter of ``Lumina2Transformer2DModel``."""
     return Adapter(
         "Lumina2Transformer2DModel",
-        stack=(Blocks("layers"),),
+        stack=(Blocks("layers", kinds={SPATIAL: "attn", MLP: "feed_forward"}),),
         signals={
             "modulated_input": rms_norm_zero,
             "timestep_embedding": OutputOf("time_caption_embed.timestep_embedder"),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from cachepolicies.adapters._signals import rms_norm_zero
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 
 def mochi() -> Adapter:
     """Return the adapter of ``MochiTransformer3DModel``."""
     return Adapter(
         "MochiTransformer3DModel",
-        stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states")),),
+        stack=(
+            Blocks(
+                "transformer_blocks",
+                ("hidden_states", "encoder_hidden_states"),
+                kinds={SPATIAL: "attn1", MLP: ("ff", "ff_context")},
+            ),
+        ),
         ends_before="proj_out",
         signals={"modulated_input": rms_norm_zero, "timestep_embedding": OutputOf("time_embed.timestep_embedder")},
         rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask"),

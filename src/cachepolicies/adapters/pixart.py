@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
 from cachepolicies.adapters._signals import shared_table
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -12,7 +13,7 @@ def pixart() -> Adapter:
     """Return the adapter of ``PixArtTransformer2DModel``."""
     return Adapter(
         "PixArtTransformer2DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("adaln_single", pick=1)},
         rows=(
             "hidden_states",
@@ -30,7 +31,7 @@ def sana() -> Adapter:
     """Return the adapter of ``SanaTransformer2DModel``."""
     return Adapter(
         "SanaTransformer2DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("time_embed", pick=1)},
         rows=(
             "hidden_states",

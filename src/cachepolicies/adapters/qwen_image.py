@@ -8,14 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._latents import last_grid_by_shapes, patches_by_shapes
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 
 def qwen_image() -> Adapter:
     """Return the adapter of ``QwenImageTransformer2DModel``."""
     return Adapter(
         "QwenImageTransformer2DModel",
-        stack=(Blocks("transformer_blocks", ("encoder_hidden_states", "hidden_states")),),
+        stack=(
+            Blocks(
+                "transformer_blocks",
+                ("encoder_hidden_states", "hidden_states"),
+                kinds={SPATIAL: "attn", MLP: ("img_mlp", "txt_mlp")},
+            ),
+        ),
         signals={
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
@@ -53,7 +59,7 @@ def qwen_image21() -> Adapter:
     """
     return Adapter(
         "QwenImage21Transformer2DModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds={SPATIAL: "attn", MLP: "img_mlp"}),),
         signals={"modulated_input": _joint_input, "timestep_projection": _projection},
         unpack=last_grid_by_shapes,
         clock="unit",

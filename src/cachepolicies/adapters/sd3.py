@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from cachepolicies.adapters._signals import adaptive_norm
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
+
+_KINDS = {SPATIAL: ("attn", "attn2"), MLP: ("ff", "ff_context")}
+"""Some blocks of 3.5 medium have a second attention, of the image tokens alone."""
 
 
 def sd3() -> Adapter:
     """Return the adapter of ``SD3Transformer2DModel``."""
     return Adapter(
         "SD3Transformer2DModel",
-        stack=(Blocks("transformer_blocks", ("encoder_hidden_states", "hidden_states")),),
+        stack=(Blocks("transformer_blocks", ("encoder_hidden_states", "hidden_states"), kinds=_KINDS),),
         signals={
             "modulated_input": adaptive_norm,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),

@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.adapters._kinds import SELF_AND_CROSS
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 
 def stable_audio() -> Adapter:
     """Return the adapter of ``StableAudioDiTModel``."""
     return Adapter(
         "StableAudioDiTModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"timestep_embedding": OutputOf("timestep_proj")},
         rows=(
             "hidden_states",
@@ -33,7 +34,7 @@ def stable_audio3() -> Adapter:
     """Return the adapter of ``StableAudio3DiTModel``."""
     return Adapter(
         "StableAudio3DiTModel",
-        stack=(Blocks("transformer_blocks"),),
+        stack=(Blocks("transformer_blocks", kinds={SPATIAL: "self_attn", CROSS: "cross_attn", MLP: "ff"}),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("to_timestep_embed")},
         rows=(
             "hidden_states",

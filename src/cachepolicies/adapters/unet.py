@@ -7,14 +7,24 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
+
+_KINDS = {
+    SPATIAL: "attentions.*.transformer_blocks.*.attn1",
+    CROSS: "attentions.*.transformer_blocks.*.attn2",
+    MLP: "attentions.*.transformer_blocks.*.ff",
+}
 
 
 def unet() -> Adapter:
     """Return the adapter of ``UNet2DConditionModel``."""
     return Adapter(
         "UNet2DConditionModel",
-        stack=(Blocks("down_blocks", _down), Blocks("mid_block"), Blocks("up_blocks")),
+        stack=(
+            Blocks("down_blocks", _down, kinds=_KINDS),
+            Blocks("mid_block", kinds=_KINDS),
+            Blocks("up_blocks", kinds=_KINDS),
+        ),
         ends_before="conv_norm_out",
         signals={"timestep_embedding": OutputOf("time_embedding")},
         rows=(

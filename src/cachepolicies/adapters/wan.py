@@ -8,7 +8,7 @@ from typing import Any
 from attrs import evolve
 from torch import Tensor
 
-from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
+from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 _ROWS = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
 
@@ -17,7 +17,7 @@ def wan() -> Adapter:
     """Return the adapter of ``WanTransformer3DModel``."""
     return Adapter(
         "WanTransformer3DModel",
-        stack=(Blocks("blocks"),),
+        stack=(Blocks("blocks", kinds={SPATIAL: "attn1", CROSS: "attn2", MLP: "ffn"}),),
         signals={
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("condition_embedder.time_embedder"),

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.base.errors import InputError
-from cachepolicies.contracts.adapter import Adapter, Blocks
+from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks
 
 
 def z_image() -> Adapter:
     """Return the adapter of ``ZImageTransformer2DModel``."""
     return Adapter(
         "ZImageTransformer2DModel",
-        stack=(Blocks("layers", hands_on="x"),),
+        stack=(Blocks("layers", hands_on="x", kinds={SPATIAL: "attention", MLP: "feed_forward"}),),
         streams="x",
         signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
         clock="reversed-unit",

@@ -54,6 +54,16 @@ ADAPTERS = {
 """Model class to its adapter and a summary."""
 
 
+LAYERS = {
+    "attention": "Every attention of every block.",
+    "spatial_attention": "Every attention among the latent's tokens.",
+    "temporal_attention": "Every attention among frames only.",
+    "cross_attention": "Every attention to the conditioning.",
+    "mlp": "Every MLP of every block.",
+}
+"""Sites at one kind of module, and a summary."""
+
+
 @hookimpl
 def cachepolicies_register_adapters(register: Register) -> None:
     """Register the adapters of `cachepolicies.adapters`, by the name of the model class."""
@@ -122,6 +132,9 @@ def cachepolicies_register_sites(register: Register) -> None:
         "blocks", lazy(f"{module}.blocks:BlockStack"), "The residual of the block stack, as an adapter describes it."
     )
     register("module", lazy(f"{module}.submodule:Submodule"), "The output of one module, given by its path.")
+    register("modules", lazy(f"{module}.layers:Pattern"), "The outputs of all modules that a pattern names.")
+    for kind, summary in LAYERS.items():
+        register(kind, lazy(f"{module}.layers:{kind}"), summary)
 
 
 @hookimpl

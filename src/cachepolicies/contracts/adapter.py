@@ -46,6 +46,30 @@ ReadsMemory: TypeAlias = Callable[[Mapping[str, Any]], bool]
 HandsOn: TypeAlias = str | tuple[str, ...] | Callable[[nn.Module, Mapping[str, Any]], Any]
 """What a bypassed block returns; see `Blocks`."""
 
+SPATIAL = "spatial_attention"
+"""The kind of an attention among the latent's tokens: over space, or over space and time at once; joint with the text
+where a block has one attention for both."""
+
+TEMPORAL = "temporal_attention"
+"""The kind of an attention among frames only."""
+
+CROSS = "cross_attention"
+"""The kind of an attention from the latent to something else: the text, an image, sound."""
+
+MLP = "mlp"
+"""The kind of what is computed for every token by itself."""
+
+Kinds: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Kind of module to where in a block it is: paths, in which ``*`` stands for any one name; not every block has all.
+
+Of a module that runs twice in a block, for image and text say, ``"ff#2"`` is the second time.
+"""
+
+
+def _kinds(values: Mapping[str, str | Iterable[str]]) -> Kinds:
+    return {kind: _paths(paths) for kind, paths in values.items()}
+
+
 Rows: TypeAlias = Literal["first", "second", "list"]
 """How an argument holds the samples of a batch: along its first or second dimension (nested tensors too), or as a list
 with one entry a sample."""
@@ -62,11 +86,13 @@ class Blocks:
             here.
         part: which of the tokens that leave the last block (dimension 1) are the stream's, where another stream was
             joined to it on the way: ``"head"``, ``"tail"``, or ``"all"`` where nothing was.
+        kinds: where in a block the modules of each kind are, ``"mlp"`` say; the outputs that the block combines.
     """
 
     path: str
     hands_on: HandsOn = "hidden_states"
     part: Literal["all", "head", "tail"] = "all"
+    kinds: Kinds = field(factory=dict, converter=_kinds, repr=False)
 
 
 @frozen
@@ -92,6 +118,7 @@ class Adapter:
     Attributes:
         model: name of the model class.
         stack: the block lists, in the order in which they run.
+        take_turns: whether the lists take turns, a block of each, and are equally long.
         streams: what is replaced: names of arguments of the first block, each a tensor ``(B, ...)``. A stream that
             nothing reads behind the stack is left out.
         ends_before: path of the module whose first argument is where the stream leaves, where that is not the end of
@@ -115,6 +142,7 @@ class Adapter:
     model: str
     stack: tuple[Blocks, ...] = field(converter=_in_order)
     streams: tuple[str, ...] = field(default=("hidden_states",), converter=_paths)
+    take_turns: bool = False
     ends_before: str | None = None
     signals: Mapping[str, BlockSignal | OutputOf] = field(factory=dict)
     unpack: Unpack | None = None

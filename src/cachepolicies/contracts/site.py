@@ -58,6 +58,14 @@ class ResolvedSite(Contract, declares=True):
         return ("",)
 
     @property
+    def kinds(self) -> Mapping[str, str]:
+        """The kind of module at each place, ``"mlp"`` or ``"cross_attention"`` say, as far as the site says; none.
+
+        A policy that treats kinds differently looks them up when it is resolved.
+        """
+        return {}
+
+    @property
     def parts_rows(self) -> bool:
         """Whether it can evaluate some rows of a batch without the others; not where it has several places.
 

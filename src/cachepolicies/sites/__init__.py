@@ -8,6 +8,10 @@ from cachepolicies.engine.invocation import Invocation as Invocation
 from cachepolicies.sites.blocks import BlocksSite as BlocksSite
 from cachepolicies.sites.blocks import BlockStack as BlockStack
 from cachepolicies.sites.latent import SpatialLatent as SpatialLatent
+from cachepolicies.sites.layers import Joined as Joined
+from cachepolicies.sites.layers import Layers as Layers
+from cachepolicies.sites.layers import Pattern as Pattern
+from cachepolicies.sites.layers import layers_of as layers_of
 from cachepolicies.sites.modules import ModulesSite as ModulesSite
 from cachepolicies.sites.output import Output as Output
 from cachepolicies.sites.output import OutputSite as OutputSite
@@ -21,9 +25,12 @@ __all__ = [
     "BlockStack",
     "BlocksSite",
     "Invocation",
+    "Joined",
+    "Layers",
     "ModulesSite",
     "Output",
     "OutputSite",
+    "Pattern",
     "ResolvedSite",
     "ServedCall",
     "Site",
@@ -31,5 +38,6 @@ __all__ = [
     "Submodule",
     "SubmoduleSite",
     "as_site",
+    "layers_of",
     "outside_signals",
 ]

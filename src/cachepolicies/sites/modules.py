@@ -28,6 +28,9 @@ from cachepolicies.sites._rows import by_sample, copies_of, pack, replace_tensor
 from cachepolicies.sites.flops import CountedFlops, can_count
 from cachepolicies.sites.signals import read_signal
 
+AGAIN = "#"
+"""Between the path of a module and the number of its call, in the name of a place: ``"blocks.0.ff#2"``."""
+
 
 @frozen(eq=False)
 class OutputTensors:
@@ -93,26 +96,29 @@ class ModulesSite(ResolvedSite):
         network: nn.Module,
         modules: Mapping[str, nn.Module],
         signals: Mapping[str, Signal] | None = None,
+        *,
+        kinds: Mapping[str, str] | None = None,
     ) -> None:
         """Take the modules.
 
         Args:
             name: of the site.
             network: that the modules are in.
-            modules: by the name of their place, in the order in which they run.
+            modules: by the name of their place, in the order in which they run. One that runs several times in a call
+                has as many places.
             signals: read from the latent and t, by name; see `cachepolicies.sites.outside_signals`.
+            kinds: of the modules by place, ``"mlp"`` say, as far as they are known.
 
         Raises:
-            SettingsError: there is none, or one stands twice.
+            SettingsError: there is none.
         """
         if not modules:
             raise SettingsError(f"site {name!r} has no place in this {type(network).__name__}: no module was chosen")
-        if len({id(module) for module in modules.values()}) < len(modules):
-            raise SettingsError(f"site {name!r} of {type(network).__name__}: one module has two places")
         self.network = network
         self._name = name
         self._signals = dict(signals or {})
         self._modules = dict(modules)
+        self._kinds = dict(kinds or {})
         self._shares: dict[str, float] = {}
         self._countable = True
         # Handlers are kept, one set a thread: the guards of compiled blocks ask for the same objects.
@@ -133,6 +139,11 @@ class ModulesSite(ResolvedSite):
     def modules(self) -> Mapping[str, nn.Module]:
         """The modules by place."""
         return self._modules
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What each module does, as far as it is known."""
+        return self._kinds
 
     @property
     def parts_rows(self) -> bool:
@@ -169,20 +180,27 @@ class ModulesSite(ResolvedSite):
         thread = threading.current_thread()
         found = self._handlers.get(thread)
         if found is None:
-            found = self._handlers[thread] = {m: _Around(self, place) for place, m in self._modules.items()}
+            places: dict[nn.Module, list[str]] = {}
+            for place, module in self._modules.items():
+                places.setdefault(module, []).append(place)
+            found = self._handlers[thread] = {module: _Around(self, of) for module, of in places.items()}
         return found
 
-    def around(self, place: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Serve one place: run its module, or return what stands in.
+    def around(
+        self, places: list[str], run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Serve the next place of a module: run the module, or return what stands in.
 
         Raises:
-            RunError: the module was called before in this call.
+            RunError: the module was called more often in this call than it has places.
         """
         now = self._underway[threading.get_ident()]
-        if place in now.reached:
+        place = next((each for each in places if each not in now.reached), None)
+        if place is None:
             raise RunError(
-                f"place {place!r} of site {self.name!r} was reached twice in one call of "
-                f"{type(self.network).__name__}; a module that runs several times in a call cannot be a place"
+                f"place {places[-1]!r} of site {self.name!r} was reached twice in one call of "
+                f"{type(self.network).__name__}; a module that runs several times in a call needs a place for each: "
+                f"{AGAIN.join((places[0], str(len(places) + 1)))!r} would be its next"
             )
         now.reached.add(place)
         exchange = now.served.exchange(self._arrival(now, place, args, kwargs))
@@ -242,12 +260,12 @@ class ModulesSite(ResolvedSite):
 
 
 class _Around(GateOfSite):
-    """The gate of one module."""
+    """The gate of one module, and the places that its calls are, in turn."""
 
-    def __init__(self, site: ModulesSite, place: str) -> None:
+    def __init__(self, site: ModulesSite, places: list[str]) -> None:
         super().__init__(site)
-        self.place = place
+        self.places = places
 
     def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the site decide."""
-        return self.site.around(self.place, resume(proceed), args, kwargs)
+        return self.site.around(self.places, resume(proceed), args, kwargs)

@@ -7,6 +7,7 @@ from cachepolicies.base.settings import shown
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.registry.load import sites
+from cachepolicies.sites.layers import Joined, Pattern
 from cachepolicies.sites.submodule import Submodule
 
 
@@ -14,7 +15,8 @@ def as_site(value: str | Site) -> Site:
     """Return the site that a value stands for.
 
     Args:
-        value: a registered name or spec, the path of a submodule as ``named_modules`` spells it, or a site.
+        value: a registered name or spec, the path of a submodule as ``named_modules`` spells it, a pattern of such
+            paths (``"blocks.*.attn1"``), several of them joined by ``+``, or a site.
 
     Raises:
         SettingsError: it is nothing of the kind, or a setting is wrong.
@@ -24,9 +26,14 @@ def as_site(value: str | Site) -> Site:
         return value
     if not isinstance(value, str) or not value:
         names = ", ".join(repr(name) for name in sites().names())
-        raise SettingsError(f"site is {shown(value)}; it is one of {names}, the path of a submodule, or a Site")
+        raise SettingsError(
+            f"site is {shown(value)}; it is one of {names}, the path of a submodule or a "
+            "pattern of them, several of these joined by '+', or a Site"
+        )
     if value.partition(":")[0].strip() not in sites():
-        return Submodule(value)
+        if "+" in value:
+            return Joined(tuple(as_site(part.strip()) for part in value.split("+")))
+        return Pattern(value) if "*" in value else Submodule(value)
     made: object = sites().create(value)
     if not isinstance(made, Site):
         raise PluginError(f"site {value!r} made a {type(made).__name__}; a factory returns a cachepolicies.Site")
