@@ -118,7 +118,6 @@ class Adapter:
     Attributes:
         model: name of the model class.
         stack: the block lists, in the order in which they run.
-        take_turns: whether the lists take turns, a block of each, and are equally long.
         streams: what is replaced: names of arguments of the first block, each a tensor ``(B, ...)``. A stream that
             nothing reads behind the stack is left out.
         ends_before: path of the module whose first argument is where the stream leaves, where that is not the end of
@@ -137,12 +136,12 @@ class Adapter:
             lost where one is skipped; ``None``: none, all of them run as they are.
         source: who cuts here: the publication or implementation that the place follows.
         note: what else to know.
+        take_turns: whether the block lists take turns, a block of each, and are equally long.
     """
 
     model: str
     stack: tuple[Blocks, ...] = field(converter=_in_order)
     streams: tuple[str, ...] = field(default=("hidden_states",), converter=_paths)
-    take_turns: bool = False
     ends_before: str | None = None
     signals: Mapping[str, BlockSignal | OutputOf] = field(factory=dict)
     unpack: Unpack | None = None
@@ -153,6 +152,7 @@ class Adapter:
     reads_memory: ReadsMemory | None = None
     source: str = ""
     note: str = ""
+    take_turns: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self.stack or not self.streams:
