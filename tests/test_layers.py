@@ -13,7 +13,7 @@ from cachepolicies.adapters import CROSS, MLP, SPATIAL, TEMPORAL, adapter_of
 from cachepolicies.contracts import Reason
 from cachepolicies.sites import layers_of
 from scripted import Scripted
-from tiny_models import TINY, declared, level, moved
+from tiny_models import TINY, declared, first_tensor, level, moved
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has too few to gain much")  # runs of two steps
 
@@ -52,13 +52,6 @@ class HoldsKind(CachePolicy):
 def of_kind(network: nn.Module, *kinds: str) -> dict[str, nn.Module]:
     """Return the modules of these kinds by path."""
     return {path: module for path, (module, kind) in layers_of(network, adapter_of(network)).items() if kind in kinds}
-
-
-def first_tensor(output: Any) -> torch.Tensor:
-    """Return the prediction from what a model returned."""
-    while not isinstance(output, torch.Tensor):
-        output = output[0]
-    return output
 
 
 @pytest.mark.parametrize("key", TINY)
@@ -141,7 +134,7 @@ def test_the_kind_of_a_place_is_known_to_a_policy():
         ("temporal_attention", r"names no such modules in its blocks \(it names: cross_attention, mlp, spatial_att"),
         ("blocks.*.attention", r"no module of WanTransformer3DModel has such a path; it has .*blocks\.\*\.attn1"),
         ("mlp+blocks.*.ffn", r"two of its parts have 'blocks\.0\.ffn' in common"),
-        ("mlp+output", "'output' cannot be joined with others"),
+        ("mlp+output", "'output' cannot be joined with the others"),
         ("mlp+", "site is ''"),
     ],
 )

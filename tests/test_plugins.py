@@ -550,7 +550,7 @@ def test_a_registered_signal_from_outside_is_watched_at_any_site(looking, site):
 
 
 def test_a_registered_site_is_named_with_its_settings(looking):
-    assert looking.sites.names() == ("blocks", "layers", "module", "output")
+    assert {"blocks", "layers", "module", "output"} <= set(looking.sites.names())
     denoiser = CachedDenoiser(Layered(), "uniform:every=2", site="layers:count=2")
     trace = walk(denoiser)
     assert trace.places == ("0", "1")

@@ -587,3 +587,10 @@ def level(tiny: TinyModel, inputs: dict[str, Any]) -> float:
 def declared(tiny: TinyModel, *points: dict[str, Any]) -> list[float]:
     """The noise levels of the calls of a run, to declare it by."""
     return [level(tiny, p) for p in points]
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return the prediction from what a model returned."""
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output

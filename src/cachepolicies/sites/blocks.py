@@ -107,7 +107,7 @@ class BlocksSite(InsideSite):
             if at == 0 or is_last:
                 self._handlers[block] = _Edge(self, block, kind, first=at == 0, last=is_last)
             else:
-                self._bypassed[block] = _Between(self.bypass, block, kind.hands_on)
+                self._bypassed[block] = Between(self.bypass, block, kind.hands_on)
         if ends is not None:
             end = submodule(network, ends, f"adapter of {adapter.model!r}")
             self._handlers[end] = _End(self, ArgumentNames(end))
@@ -292,7 +292,7 @@ class BlocksSite(InsideSite):
         self._seen.clear()
 
 
-class _Between:
+class Between:
     """The gate of a block inside the stack: on a reuse it hands on what it was given."""
 
     def __init__(self, bypass: Bypass, block: nn.Module, hands_on: HandsOn) -> None:
@@ -300,9 +300,10 @@ class _Between:
         self.names = ArgumentNames(block)
 
     def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Serve ``block(*args, **kwargs)``."""
         if not self.bypass.on:
             return proceed(*args, **kwargs)
-        return _handed_on(self.hands_on, self.block, self.names.bind(args, kwargs))
+        return handed_on(self.hands_on, self.block, self.names.bind(args, kwargs))
 
 
 class _Edge(GateOfSite):
@@ -324,7 +325,7 @@ class _Edge(GateOfSite):
             if self.last:
                 site.capture(self._leaving(output))
             return output
-        handed = _handed_on(self.blocks.hands_on, self.block, self.names.bind(args, kwargs))
+        handed = handed_on(self.blocks.hands_on, self.block, self.names.bind(args, kwargs))
         return self._with_streams(handed, site.replaced()) if self.last else handed
 
     def _leaving(self, output: Any) -> list[Tensor]:
@@ -401,7 +402,8 @@ def refuse_frozen_graphs(network: nn.Module) -> None:
         )
 
 
-def _handed_on(hands_on: HandsOn, block: nn.Module, arguments: Mapping[str, Any]) -> Any:
+def handed_on(hands_on: HandsOn, block: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """Return what a bypassed block returns, see `cachepolicies.adapters.Blocks`."""
     if isinstance(hands_on, str):
         return arguments[hands_on]
     if isinstance(hands_on, tuple):

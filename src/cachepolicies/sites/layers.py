@@ -155,39 +155,3 @@ class Pattern(Site):
         known = {} if setup.adapter is None else layers_of(network, setup.adapter)
         kinds = {path: known[path][1] for path in chosen if path in known}
         return ModulesSite(self.pattern, network, chosen, outside_signals(setup), kinds=kinds)
-
-
-@frozen
-class Joined(Site):
-    """The places of several sites together, written ``"attention+mlp"``.
-
-    Attributes:
-        sites: each cuts at the outputs of modules.
-    """
-
-    name: ClassVar[str] = "joined"
-
-    sites: tuple[Site, ...]
-
-    def resolve(self, setup: Setup) -> ModulesSite:
-        """Return the modules of all of them; raises as each.
-
-        Raises:
-            SettingsError: one does not cut at the outputs of modules, or two have a module in common.
-        """
-        resolved = [site.resolve(setup) for site in self.sites]
-        names = "+".join(site.name for site in resolved)
-        modules: dict[str, nn.Module] = {}
-        kinds: dict[str, str] = {}
-        for site in resolved:
-            if not isinstance(site, ModulesSite):
-                raise SettingsError(
-                    f"site {names!r}: {site.name!r} cannot be joined with others; those of whole kinds of modules "
-                    f"({', '.join(KINDS)}) and patterns can"
-                )
-            again = sorted(modules.keys() & site.modules.keys())
-            if again:
-                raise SettingsError(f"site {names!r}: two of its parts have {again[0]!r} in common")
-            modules.update(site.modules)
-            kinds.update(site.kinds)
-        return ModulesSite(names, setup.network_for(names), modules, outside_signals(setup), kinds=kinds)

@@ -6,27 +6,22 @@ together, so that a forward is never broken off: at each module in turn the engi
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from cachepolicies.base.errors import InputError, RunError, SettingsError
-from cachepolicies.contracts.signal import Signal, SignalInput
-from cachepolicies.contracts.site import ResolvedSite
+from cachepolicies.base.errors import InputError, RunError
+from cachepolicies.contracts.signal import Signal
 from cachepolicies.engine.call import Arrival
 from cachepolicies.engine.engine import ServedCall
 from cachepolicies.engine.invocation import Invocation
-from cachepolicies.sites._gate import Handler, gates
-from cachepolicies.sites._graphs import GateOfSite, Resume, compiling_around
+from cachepolicies.sites._gate import Handler
+from cachepolicies.sites._graphs import GateOfSite, Resume
+from cachepolicies.sites._places import PlacesSite, Underway, check_some
 from cachepolicies.sites._rows import by_sample, copies_of, pack, replace_tensors, tensors_in, unpack
-from cachepolicies.sites.flops import CountedFlops, can_count
-from cachepolicies.sites.signals import read_signal
 
 AGAIN = "#"
 """Between the path of a module and the number of its call, in the name of a place: ``"blocks.0.ff#2"``."""
@@ -73,17 +68,7 @@ def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: int, mo
     return None
 
 
-class _Underway:
-    """The call that is being served in one thread."""
-
-    def __init__(self, served: ServedCall, invocation: Invocation) -> None:
-        self.served, self.invocation, self.rows = served, invocation, invocation.batch
-        self.reached: set[str] = set()
-        self.counter: CountedFlops | None = None
-        self.counted: dict[str, int] = {}
-
-
-class ModulesSite(ResolvedSite):
+class ModulesSite(PlacesSite[Underway]):
     """The outputs of several modules of a network, one place each, by the names that the site gives them.
 
     A module that a call does not reach is passed over. Modules that write somewhere else than into their output (key
@@ -112,23 +97,10 @@ class ModulesSite(ResolvedSite):
         Raises:
             SettingsError: there is none.
         """
-        if not modules:
-            raise SettingsError(f"site {name!r} has no place in this {type(network).__name__}: no module was chosen")
-        self.network = network
-        self._name = name
-        self._signals = dict(signals or {})
+        check_some(modules, name, network)
+        super().__init__(name, network, signals)
         self._modules = dict(modules)
         self._kinds = dict(kinds or {})
-        self._shares: dict[str, float] = {}
-        self._countable = True
-        # Handlers are kept, one set a thread: the guards of compiled blocks ask for the same objects.
-        self._handlers: WeakKeyDictionary[threading.Thread, dict[nn.Module, _Around]] = WeakKeyDictionary()
-        self._underway: dict[int, _Underway] = {}
-
-    @property
-    def name(self) -> str:
-        """What the user wrote."""
-        return self._name
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -145,46 +117,16 @@ class ModulesSite(ResolvedSite):
         """What each module does, as far as it is known."""
         return self._kinds
 
-    @property
-    def parts_rows(self) -> bool:
-        """Never: the forward goes on with the whole batch."""
-        return False
+    def begun(self, served: ServedCall, invocation: Invocation) -> Underway:
+        """Return the state of a new call."""
+        return Underway(served, invocation)
 
-    @property
-    def signals(self) -> frozenset[str]:
-        """Those that need nothing from inside the model."""
-        return frozenset(self._signals)
-
-    @property
-    def shares(self) -> Mapping[str, float]:
-        """The part of a call's work that each module does; measured on the first call that is evaluated."""
-        return self._shares
-
-    def serve(self, served: ServedCall, invocation: Invocation) -> Any:
-        """Serve one call; see `ResolvedSite.serve`."""
-        thread = threading.get_ident()
-        now = self._underway[thread] = _Underway(served, invocation)
-        try:
-            with gates(self._of_this_thread()), self._measuring(now, invocation):
-                output = invocation.run(None)
-            self._check_reached(now)
-            served.leave()
-            return output
-        except BaseException:
-            served.request.reset()
-            raise
-        finally:
-            self._underway.pop(thread, None)
-
-    def _of_this_thread(self) -> Mapping[nn.Module, Handler]:
-        thread = threading.current_thread()
-        found = self._handlers.get(thread)
-        if found is None:
-            places: dict[nn.Module, list[str]] = {}
-            for place, module in self._modules.items():
-                places.setdefault(module, []).append(place)
-            found = self._handlers[thread] = {module: _Around(self, of) for module, of in places.items()}
-        return found
+    def handlers(self) -> Mapping[nn.Module, Handler]:
+        """Return a gate for each module."""
+        places: dict[nn.Module, list[str]] = {}
+        for place, module in self._modules.items():
+            places.setdefault(module, []).append(place)
+        return {module: _Around(self, of) for module, of in places.items()}
 
     def around(
         self, places: list[str], run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -194,7 +136,7 @@ class ModulesSite(ResolvedSite):
         Raises:
             RunError: the module was called more often in this call than it has places.
         """
-        now = self._underway[threading.get_ident()]
+        now = self.now
         place = next((each for each in places if each not in now.reached), None)
         if place is None:
             raise RunError(
@@ -203,7 +145,8 @@ class ModulesSite(ResolvedSite):
                 f"{AGAIN.join((places[0], str(len(places) + 1)))!r} would be its next"
             )
         now.reached.add(place)
-        exchange = now.served.exchange(self._arrival(now, place, args, kwargs))
+        given = first_tensor(args, kwargs, now.rows, place) if now.served.engine.looks_at_input else None
+        exchange = now.served.exchange(Arrival(place, given, self.read_signals(now, place)))
         output, fresh = None, None
         try:
             while True:
@@ -214,49 +157,15 @@ class ModulesSite(ResolvedSite):
                         return output
                     form = now.served.kept(place)
                     return form.filled(done.value, now.rows)
-                before = 0 if now.counter is None else now.counter.total
+                before = now.work
                 returned = run(*args, **kwargs)
-                if now.counter is not None:
-                    now.counted[place] = now.counter.total - before
+                now.note_work(place, before)
                 form, fresh = OutputTensors.taken(returned, now.rows, place)
                 if not wanted.audit:
                     output = returned
                     now.served.keep(place, form)
         finally:
             exchange.close()
-
-    def _arrival(self, now: _Underway, place: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arrival:
-        served, signals = now.served, {}
-        for name in served.wanted_signals(place):
-            at = SignalInput(served.call.x, served.call.t, self.network, call=now.invocation.arguments)
-            signals[name] = read_signal(name, self._signals[name].read(at), now.rows, place)
-        given = first_tensor(args, kwargs, now.rows, place) if served.engine.looks_at_input else None
-        return Arrival(place, given, signals)
-
-    def _check_reached(self, now: _Underway) -> None:
-        if not now.reached:
-            raise RunError(
-                f"no place of site {self.name!r} of {type(self.network).__name__} was reached in a call: its modules "
-                "ran where they cannot be intercepted (exported, traced or replaced after set-up)"
-            )
-
-    @contextmanager
-    def _measuring(self, now: _Underway, invocation: Invocation) -> Iterator[None]:
-        """On the first call of all, count what the whole call costs and what each module does."""
-        if self._shares or not self._countable or not now.served.engine.reuses or compiling_around():
-            yield
-            return
-        if not can_count(invocation.function, self.network):
-            self._countable = False
-            yield
-            return
-        with CountedFlops() as counter:
-            now.counter = counter
-            yield
-        if not counter.whole:
-            self._countable = False
-        elif counter.total:
-            self._shares.update({place: counted / counter.total for place, counted in now.counted.items()})
 
 
 class _Around(GateOfSite):

@@ -7,7 +7,9 @@ from cachepolicies.base.settings import shown
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.registry.load import sites
-from cachepolicies.sites.layers import Joined, Pattern
+from cachepolicies.sites.joined import Joined
+from cachepolicies.sites.layers import Pattern
+from cachepolicies.sites.ranges import written_range
 from cachepolicies.sites.submodule import Submodule
 
 
@@ -16,7 +18,8 @@ def as_site(value: str | Site) -> Site:
 
     Args:
         value: a registered name or spec, the path of a submodule as ``named_modules`` spells it, a pattern of such
-            paths (``"blocks.*.attn1"``), several of them joined by ``+``, or a site.
+            paths (``"blocks.*.attn1"``), a range of the block stack (``"blocks[2:10]"``), several of them joined by
+            ``+``, or a site.
 
     Raises:
         SettingsError: it is nothing of the kind, or a setting is wrong.
@@ -31,6 +34,9 @@ def as_site(value: str | Site) -> Site:
             "pattern of them, several of these joined by '+', or a Site"
         )
     if value.partition(":")[0].strip() not in sites():
+        written = written_range(value)
+        if written is not None:
+            return written
         if "+" in value:
             return Joined(tuple(as_site(part.strip()) for part in value.split("+")))
         return Pattern(value) if "*" in value else Submodule(value)

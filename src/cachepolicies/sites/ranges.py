@@ -1,0 +1,369 @@
+"""Ranges of the block stack as the site, a place each: what a range adds to its streams is remembered, and added again.
+
+Delta-DiT (arXiv 2406.01125) holds the rear of the stack first and its front later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from attrs import frozen
+from torch import Tensor, nn
+
+from cachepolicies.adapters.find import adapter_of, blocks_of
+from cachepolicies.base.errors import InputError, RunError, SettingsError
+from cachepolicies.base.foreign import writes_so_far
+from cachepolicies.contracts.adapter import Adapter
+from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.signal import Signal
+from cachepolicies.contracts.site import Site
+from cachepolicies.engine.call import Arrival, EvaluationRequest, Exchange
+from cachepolicies.engine.engine import ServedCall
+from cachepolicies.engine.invocation import Invocation
+from cachepolicies.sites._arguments import ArgumentNames
+from cachepolicies.sites._gate import Handler
+from cachepolicies.sites._graphs import GateOfSite, Resume
+from cachepolicies.sites._inside import Bypass
+from cachepolicies.sites._places import PlacesSite, Underway, check_some
+from cachepolicies.sites._rows import pack, unpack
+from cachepolicies.sites.blocks import Between, handed_on, refuse_frozen_graphs
+from cachepolicies.sites.signals import outside_signals
+
+_WRITTEN = re.compile(r"blocks\[\s*(-?\d*)\s*:\s*(-?\d*)\s*\]")
+
+
+@frozen(eq=False)
+class Range:
+    """Blocks that run one after the other.
+
+    Attributes:
+        place: name of the range.
+        blocks: of it, by path, in the order in which they run.
+        hands_on: what each of them returns: the name of the argument that it changed, or several.
+    """
+
+    place: str
+    blocks: Mapping[str, nn.Module]
+    hands_on: str | tuple[str, ...]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of what flows through."""
+        return (self.hands_on,) if isinstance(self.hands_on, str) else self.hands_on
+
+
+def range_of(network: nn.Module, adapter: Adapter, start: int | None, stop: int | None) -> Range:
+    """Return the blocks from ``start`` up to ``stop`` of a network's stack, counted as in a slice.
+
+    Raises:
+        SettingsError: there are none; or what flows through the stack changes its form between them.
+    """
+    stack = list(blocks_of(network, adapter).items())
+    chosen = stack[start:stop]
+    place = f"blocks[{'' if start is None else start}:{'' if stop is None else stop}]"
+    kind = type(network).__name__
+    if not chosen:
+        raise SettingsError(f"site {place!r}: {kind} has {len(stack)} blocks, and none of them is in this range")
+    forms = {(blocks.hands_on, blocks.part) for _, (_, blocks) in chosen}
+    ((hands_on, _), *others) = forms
+    ends = chosen[0][1][1].path, chosen[-1][1][1].path
+    if adapter.take_turns and ends[0] != ends[1]:
+        raise SettingsError(
+            f"site {place!r}: the blocks of {ends[0]} and of {ends[1]} take turns in a {kind}, each with the tokens in "
+            "another order; a range begins and ends with blocks of one list"
+        )
+    if others or not isinstance(hands_on, str | tuple):
+        paths = ", ".join(dict.fromkeys(blocks.path for _, (_, blocks) in chosen))
+        why = (
+            f"{paths} pass on different things" if others else f"{paths} pass on more than the streams that they change"
+        )
+        raise SettingsError(
+            f"site {place!r}: {why} in a {kind}, so that nothing can be added to what enters the range; choose a range "
+            "within one list of blocks, or site='blocks' for all of them"
+        )
+    return Range(place, {path: block for path, (block, _) in chosen}, hands_on)
+
+
+def written_range(text: str) -> BlockRange | None:
+    """Return the site that ``"blocks[2:10]"`` stands for, ``None`` for other text."""
+    found = _WRITTEN.fullmatch(text.strip())
+    if found is None:
+        return None
+    start, stop = (None if number in ("", "-") else int(number) for number in found.groups())
+    return BlockRange(start, stop)
+
+
+@frozen
+class BlockRange(Site):
+    """Cuts around some of the blocks of the stack, written ``"blocks[2:10]"``.
+
+    Attributes:
+        start: number of the first block, from the end where it is negative; ``None`` for the first of all.
+        stop: number of the block behind the last; ``None`` for no further one.
+    """
+
+    name: ClassVar[str] = "block-range"
+
+    start: int | None = None
+    stop: int | None = None
+
+    def resolve(self, setup: Setup) -> RangesSite:
+        """Return the range on the network.
+
+        Raises:
+            NeedsError: there is no network, or no adapter for its class.
+            SettingsError: no block is in the range; or what flows changes its form within it; or the network runs
+                inside one graph.
+        """
+        network = setup.network_for(self.name)
+        refuse_frozen_graphs(network)
+        adapter = adapter_of(network) if setup.adapter is None else setup.adapter
+        found = range_of(network, adapter, self.start, self.stop)
+        return RangesSite(found.place, network, [found], outside_signals(setup))
+
+
+class _Passage:
+    """A range that the forward under way has entered.
+
+    Attributes:
+        entered: what went in, by stream; ``None`` for one that is not there in this model.
+        wanted: what the engine wants to have evaluated, ``None`` once it is served.
+        result: ``(rows, ...)`` what is added, once it is served.
+        evaluated: whether what was computed flows on.
+    """
+
+    def __init__(self, entered: list[Tensor | None], exchange: Exchange, work: int) -> None:
+        self.entered, self.work = entered, work
+        self.versions = [0 if stream is None else writes_so_far(stream) for stream in entered]
+        self.wanted: EvaluationRequest | None = None
+        self.result: Tensor | None = None
+        self.evaluated = self.over = False
+        self._exchange = exchange
+        self._advance(None)
+
+    def answer(self, fresh: Tensor) -> None:
+        """Hand over what was computed, as often as it is wanted."""
+        while self.wanted is not None:
+            self.evaluated = self.evaluated or not self.wanted.audit
+            self._advance(fresh)
+
+    def close(self) -> None:
+        """Give up what has not been served."""
+        self._exchange.close()
+
+    def _advance(self, fresh: Tensor | None) -> None:
+        try:
+            self.wanted = next(self._exchange) if fresh is None else self._exchange.send(fresh)
+        except StopIteration as done:
+            self.wanted, self.result = None, done.value
+
+
+class _Underway(Underway):
+    """The call under way, and the ranges that it has entered."""
+
+    def __init__(self, served: ServedCall, invocation: Invocation) -> None:
+        super().__init__(served, invocation)
+        self.passages: dict[str, _Passage] = {}
+        self.bypasses: list[Bypass] = []
+
+
+class RangesSite(PlacesSite[_Underway]):
+    """Ranges of the block stack, one place each; what a range adds to its streams is remembered."""
+
+    def __init__(
+        self, name: str, network: nn.Module, ranges: Iterable[Range], signals: Mapping[str, Signal] | None = None
+    ) -> None:
+        """Take the ranges.
+
+        Args:
+            name: of the site.
+            network: whose stack it is.
+            ranges: in the order in which they run; see `range_of`.
+            signals: read from the latent and t, by name; see `cachepolicies.sites.outside_signals`.
+
+        Raises:
+            SettingsError: there is none; or two have a block in common.
+        """
+        super().__init__(name, network, signals)
+        self.ranges = {each.place: each for each in ranges}
+        check_some(self.ranges, name, network)
+        seen: dict[str, str] = {}
+        for place, each in self.ranges.items():
+            for path in each.blocks:
+                if path in seen:
+                    raise SettingsError(f"site {name!r}: {seen[path]} and {place} have the block {path!r} in common")
+                seen[path] = place
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The ranges, as they are written."""
+        return tuple(self.ranges)
+
+    @property
+    def remembers_residuals(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The first block of each."""
+        return {place: next(iter(each.blocks.values())) for place, each in self.ranges.items()}
+
+    def begun(self, served: ServedCall, invocation: Invocation) -> _Underway:
+        """Return the state of a new call."""
+        return _Underway(served, invocation)
+
+    def handlers(self) -> Mapping[nn.Module, Handler]:
+        """Return a gate for each block of each range."""
+        found: dict[nn.Module, Handler] = {}
+        for each in self.ranges.values():
+            bypass, blocks = Bypass(), list(each.blocks.values())
+            found.update({block: Between(bypass, block, each.hands_on) for block in blocks[1:-1]})
+            found.update({block: _Edge(self, each, bypass, block) for block in (blocks[0], blocks[-1])})
+        return found
+
+    def over(self, now: _Underway) -> None:
+        """Look at a call after its forward.
+
+        Raises:
+            RunError: no range was reached, or one was not left.
+        """
+        super().over(now)
+        for place, passage in now.passages.items():
+            if not passage.over:
+                raise RunError(
+                    f"place {place!r} of {type(self.network).__name__} was entered and not left in a call: its last "
+                    "block did not run. A pass that skips layers for guidance must not skip the ends of a range"
+                )
+
+    def left(self, now: _Underway) -> None:
+        """Let go of what belongs to a call."""
+        for bypass in now.bypasses:
+            bypass.on = False
+        for passage in now.passages.values():
+            passage.close()
+
+    # -- for the gates --------------------------------------------------------------------------------------------
+
+    def enter(self, each: Range, bypass: Bypass, arguments: Mapping[str, Any]) -> None:
+        """Note what enters a range, and let the engine decide.
+
+        Raises:
+            RunError: the range was entered before in this call.
+            InputError: a stream is no tensor.
+        """
+        now, place = self.now, each.place
+        if place in now.reached:
+            raise RunError(
+                f"place {place!r} of {type(self.network).__name__} was reached twice in one call; wrap or enable the "
+                "network itself, so that every call of it is one call of the cache"
+            )
+        now.reached.add(place)
+        entered = [value if isinstance(value, Tensor) else None for value in map(arguments.get, each.streams)]
+        streams = [stream for stream in entered if stream is not None]
+        if not streams:
+            raise InputError(
+                f"the first block of {place} of {type(self.network).__name__} got no tensor as "
+                f"{', '.join(each.streams)}; its adapter says that this flows through the blocks"
+            )
+        given = None
+        if now.served.engine.looks_at_input:
+            given = pack([stream.detach() for stream in streams], now.rows, f"what enters {place}")
+        arrival = Arrival(place, given, self.read_signals(now, place), read_only=True)
+        passage = now.passages[place] = _Passage(entered, now.served.exchange(arrival), now.work)
+        now.bypasses.append(bypass)
+        bypass.on = passage.wanted is None
+
+    def leave(self, each: Range, leaving: Sequence[Any] | None) -> list[Tensor | None] | None:
+        """Return what leaves the range instead of what its blocks returned, ``None`` for these themselves.
+
+        Args:
+            each: the range.
+            leaving: by stream; ``None`` where the blocks were bypassed.
+
+        Raises:
+            RunError: the range was not entered.
+            InputError: the blocks change a stream in place, or its shape.
+        """
+        now, place = self.now, each.place
+        passage = now.passages.get(place)
+        if passage is None:
+            raise RunError(
+                f"place {place!r} of {type(self.network).__name__} was left without having been entered: its first "
+                "block did not run"
+            )
+        passage.over = True
+        if leaving is not None:
+            # The last block of some stacks drops a stream, or does not have it.
+            flows = [
+                isinstance(left, Tensor) and entered is not None
+                for left, entered in zip(leaving, passage.entered, strict=True)
+            ]
+            passage.answer(pack(self._residuals(each, passage, leaving, flows), now.rows, f"what {place} adds"))
+            now.note_work(place, passage.work)
+            if passage.evaluated:
+                now.served.keep(place, flows)
+                return None
+        flows = now.served.kept(place)
+        assert passage.result is not None  # served, as nothing is wanted any more
+        streams = [entered if on else None for entered, on in zip(passage.entered, flows, strict=True)]
+        residuals = iter(unpack(passage.result, [stream for stream in streams if stream is not None], now.rows))
+        return [None if stream is None else stream + next(residuals) for stream in streams]
+
+    def _residuals(self, each: Range, passage: _Passage, leaving: Sequence[Any], flows: Sequence[bool]) -> list[Tensor]:
+        kind, found = type(self.network).__name__, []
+        streams = zip(each.streams, passage.entered, leaving, passage.versions, flows, strict=True)
+        for name, entered, left, version, on in streams:
+            if not on or entered is None:
+                continue
+            if writes_so_far(entered) != version or entered.data_ptr() == left.data_ptr():
+                raise InputError(
+                    f"{each.place} of {kind} changes the stream {name!r} in place, so that what entered is gone; use "
+                    "site='output'"
+                )
+            if left.shape != entered.shape:
+                raise InputError(
+                    f"stream {name!r} enters {each.place} of {kind} as {tuple(entered.shape)} and leaves as "
+                    f"{tuple(left.shape)}; there is no difference to remember"
+                )
+            found.append(left - entered)
+        return found
+
+
+class _Edge(GateOfSite):
+    """The gate of the first block of a range, of its last, or of an only one."""
+
+    def __init__(self, site: RangesSite, each: Range, bypass: Bypass, block: nn.Module) -> None:
+        super().__init__(site)
+        blocks = list(each.blocks.values())
+        self.range, self.bypass, self.block = each, bypass, block
+        self.first, self.last = block is blocks[0], block is blocks[-1]
+        self.names = ArgumentNames(block)
+
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let the engine decide where the range begins, and take or replace what leaves it where it ends."""
+        site: RangesSite = self.site
+        if self.first:
+            site.enter(self.range, self.bypass, self.names.bind(args, kwargs))
+        if self.bypass.on:
+            output = handed_on(self.range.hands_on, self.block, self.names.bind(args, kwargs))
+            instead = site.leave(self.range, None) if self.last else None
+        else:
+            output = resume(proceed)(*args, **kwargs)
+            instead = site.leave(self.range, self._leaving(output)) if self.last else None
+        if instead is None:
+            return output
+        return instead[0] if isinstance(self.range.hands_on, str) else tuple(instead)
+
+    def _leaving(self, output: Any) -> Sequence[Any]:
+        """Return the streams from what the last block returned."""
+        names = self.range.streams
+        found = (output,) if isinstance(self.range.hands_on, str) else output
+        if not isinstance(found, tuple) or len(found) != len(names) or not any(isinstance(v, Tensor) for v in found):
+            raise InputError(
+                f"the last block of {self.range.place} of {type(self.site.network).__name__} returned a "
+                f"{type(output).__name__} where its adapter expects {', '.join(names)}; correct `hands_on`"
+            )
+        return found
