@@ -97,6 +97,7 @@ def _at_layers(site: str) -> Checks:
 SITES: Mapping[str, Checks] = {
     **{kind: _at_layers(kind) for kind in LAYERS},
     "block-range": lambda: site_checks("blocks[1:3]"),
+    "skip-branch": lambda: site_checks("skip-branch", subjects=subject_of("unet", TINY["UNet2DConditionModel"])),
     "modules": lambda: site_checks("modules:pattern=blocks.*"),
     "output": lambda: site_checks("output"),
     "blocks": lambda: site_checks("blocks"),

@@ -134,6 +134,7 @@ def cachepolicies_register_sites(register: Register) -> None:
     register("module", lazy(f"{module}.submodule:Submodule"), "The output of one module, given by its path.")
     register("modules", lazy(f"{module}.layers:Pattern"), "The outputs of all modules that a pattern names.")
     register("block-range", lazy(f"{module}.ranges:BlockRange"), "The residual of some of the blocks of the stack.")
+    register("skip-branch", lazy(f"{module}.skip_branch:SkipBranch"), "A U-Net below one of its skip connections.")
     for kind, summary in LAYERS.items():
         register(kind, lazy(f"{module}.layers:{kind}"), summary)
 

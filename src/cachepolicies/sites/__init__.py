@@ -21,6 +21,8 @@ from cachepolicies.sites.ranges import RangesSite as RangesSite
 from cachepolicies.sites.ranges import range_of as range_of
 from cachepolicies.sites.resolve import as_site as as_site
 from cachepolicies.sites.signals import outside_signals as outside_signals
+from cachepolicies.sites.skip_branch import SkipBranch as SkipBranch
+from cachepolicies.sites.skip_branch import SkipBranchSite as SkipBranchSite
 from cachepolicies.sites.submodule import Submodule as Submodule
 from cachepolicies.sites.submodule import SubmoduleSite as SubmoduleSite
 
@@ -41,6 +43,8 @@ __all__ = [
     "ResolvedSite",
     "ServedCall",
     "Site",
+    "SkipBranch",
+    "SkipBranchSite",
     "SpatialLatent",
     "Submodule",
     "SubmoduleSite",
