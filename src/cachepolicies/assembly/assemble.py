@@ -152,7 +152,8 @@ def assemble(
     by_run = best or parts.budget is not None
     site_name = parts.site
     if site_name is None:
-        site_name = "output" if best else parts.published_site
+        own = None if settings is None else settings.site
+        site_name = own or ("output" if best else parts.published_site)
     site = resolved_site(site_name, setup.with_parts(substitute=as_substitute("hold")))
     setup = setup.with_parts(site=site)
     around = engine_settings(adapter)

@@ -128,6 +128,11 @@ class PolicySettings(Contract, declares=True):
         """
         return None
 
+    @property
+    def site(self) -> str | None:
+        """Spec of the site that the rule is published for, taken where nobody names one; ``None`` for the usual one."""
+        return None
+
     def simulated(self, profile: Profile) -> Sequence[float] | None:
         """Return how many steps of each calibration run these settings evaluate, where the policy itself knows.
 

@@ -42,11 +42,13 @@ class Range:
         place: name of the range.
         blocks: of it, by path, in the order in which they run.
         hands_on: what each of them returns: the name of the argument that it changed, or several.
+        kind: what a site says of it to policies, see `ResolvedSite.kinds`; empty for nothing.
     """
 
     place: str
     blocks: Mapping[str, nn.Module]
     hands_on: str | tuple[str, ...]
+    kind: str = ""
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -200,6 +202,11 @@ class RangesSite(PlacesSite[_Underway]):
     def places(self) -> tuple[str, ...]:
         """The ranges, as they are written."""
         return tuple(self.ranges)
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """What was said of the ranges."""
+        return {place: each.kind for place, each in self.ranges.items() if each.kind}
 
     @property
     def remembers_residuals(self) -> bool:

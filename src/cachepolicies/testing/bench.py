@@ -286,8 +286,10 @@ class Watching(CachePolicy):
 class BenchSite(ResolvedSite):
     """Stands for the site in a set-up without a model: says which signals and places there are, and serves nothing."""
 
-    def __init__(self, signals: Sequence[str], places: Sequence[str] = (WHOLE,)) -> None:
-        self._signals, self._places = frozenset(signals), tuple(places)
+    def __init__(
+        self, signals: Sequence[str], places: Sequence[str] = (WHOLE,), kinds: Mapping[str, str] | None = None
+    ) -> None:
+        self._signals, self._places, self._kinds = frozenset(signals), tuple(places), dict(kinds or {})
 
     @property
     def name(self) -> str:
@@ -303,6 +305,11 @@ class BenchSite(ResolvedSite):
     def signals(self) -> frozenset[str]:
         """Those given."""
         return self._signals
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Those given."""
+        return self._kinds
 
     def serve(self, served: Any, invocation: Any) -> Any:
         """Refuse: there is no model here.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -441,8 +441,10 @@ def _tie(score: Any, tolerance: Any, sample: int) -> bool:
     return bool(abs(score[sample] - tolerance[sample]) <= _NEAR * max(1.0, abs(tolerance[sample])))
 
 
-def _on_blocks(site: Site | str) -> ResolvedSite:
-    """Return a site on a small network of blocks, whose places are those of the bench."""
+def _with_places(site: Site | str | Mapping[str, str], signals: Sequence[str]) -> ResolvedSite:
+    """Return a site whose places are those of the bench: on a small network of blocks, or as they are given."""
+    if isinstance(site, Mapping):
+        return BenchSite(signals, tuple(site), site)
     subject = block_subject()
     setup = Setup(model=subject.model, network=subject.network, adapter=subject.adapter, substitute=Hold())
     return resolved_site(site, setup)
@@ -457,7 +459,7 @@ def policy_checks(
     signals: Iterable[str] | Mapping[str, SignalOf] = (),
     denoiser: Callable[..., Any] | None = None,
     shape: tuple[int, ...] = SHAPE,
-    site: Site | str | None = None,
+    site: Site | str | Mapping[str, str] | None = None,
     timesteps: Iterable[float] | None = None,
     start: float = HORIZON,
     label: str | None = None,
@@ -475,7 +477,7 @@ def policy_checks(
         None if timesteps is None else tuple(timesteps),
         start,
         shape,
-        None if site is None else _on_blocks(site),
+        None if site is None else _with_places(site, sorted({*named, *USUAL_SIGNALS})),
     )
     return POLICY.checks(case, policy, label or str(getattr(policy, "name", policy)), expected_failures)
 
@@ -495,7 +497,8 @@ def check_policy(policy: PolicySettings, **options: Any) -> None:
             Gaussians, with every curve and table that calibration knows of. ``scheduler=``: in use, for a substitute
             that extrapolates in its time. ``substitute=``: what stands in, else hold. ``signals=``: names that it looks
             at, or a mapping of names to functions of the latent and t; those that it declares are there anyway.
-            ``site=``: whose places it decides on, if not any; it is resolved on a small network of blocks.
+            ``site=``: whose places it decides on, if not any; it is resolved on a small network of blocks. Or a mapping
+            of places to their kinds, see `cachepolicies.ResolvedSite.kinds`.
             ``denoiser=``: ``f(x, t)`` that returns a tensor, else a linear one; ``shape=`` of one sample.
             ``timesteps=``: of the runs that it takes, if not any; ``start=``: where runs begin, else 1000.
             ``label=``: short name for ids. ``expected_failures=``: name of a property to the reason why it does not

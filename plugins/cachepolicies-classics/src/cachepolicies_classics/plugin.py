@@ -1,0 +1,23 @@
+"""The hooks: policies, and the site of Delta-DiT."""
+
+from cachepolicies.hookspecs import Register, hookimpl
+from cachepolicies_classics.deepcache import DeepCache
+from cachepolicies_classics.delta_dit import DeltaDiT
+from cachepolicies_classics.fora import FORA
+from cachepolicies_classics.front_and_rear import FrontAndRear
+from cachepolicies_classics.pab import PAB
+
+
+@hookimpl
+def cachepolicies_register_policies(register: Register) -> None:
+    """Register the policies."""
+    register("deepcache", DeepCache, "Computes a U-Net below a skip connection at some steps only.")
+    register("delta-dit", DeltaDiT, "Holds the last blocks first, and the first blocks later.")
+    register("fora", FORA, "Computes every attention and every MLP at every n-th step.")
+    register("pab", PAB, "Computes each kind of attention at an interval of its own.")
+
+
+@hookimpl
+def cachepolicies_register_sites(register: Register) -> None:
+    """Register the site."""
+    register("front-and-rear", FrontAndRear, "The first blocks of the stack, and the last.")

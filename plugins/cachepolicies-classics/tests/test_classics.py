@@ -1,0 +1,278 @@
+"""Every method: what is computed at which step, counted at the modules, and the published settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import LatteTransformer3DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from cachepolicies import CachedDenoiser, NeedsError, SettingsError, enable
+from cachepolicies.adapters import CROSS, MLP, SPATIAL, TEMPORAL
+from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, site_checks
+from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, FrontAndRear, plugin
+from cachepolicies_classics.deepcache import key_steps
+
+STEPS = 12
+TIMESTEPS = tuple(1000.0 - 80.0 * k for k in range(STEPS))
+
+
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """Register the plugin's names."""
+    with registered(plugin, "cachepolicies-classics"):
+        yield
+
+
+def latte() -> nn.Module:
+    """Return a network that has all kinds of attention: two blocks over space, two over time."""
+    torch.manual_seed(0)
+    model: Any = LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=16,
+        video_length=2,
+        norm_type="ada_norm_single",
+        attention_bias=True,
+    )
+    return _still(model)
+
+
+def unet() -> nn.Module:
+    """Return a U-Net of two blocks with two layers each: six skip connections."""
+    torch.manual_seed(0)
+    model: Any = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=2,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    return _still(model)
+
+
+def _still(model: Any) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():  # some are made as zeros, and would hide what goes through them
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    found: nn.Module = model.requires_grad_(False).eval()
+    return found
+
+
+def sampled(model: Any, x: Tensor, text: Tensor, **given: Any) -> list[Tensor]:
+    """Return the latents of a run."""
+    latents = []
+    for t, after in pairwise((*TIMESTEPS, 0.0)):
+        out = model(x, timestep=torch.tensor([t]), encoder_hidden_states=text, return_dict=False, **given)[0]
+        x = x + (after - t) / 1000 * out
+        latents.append(x)
+    return latents
+
+
+def inputs(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return a latent and a text."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (1, 4, 2, 8, 8) if isinstance(network, LatteTransformer3DModel) else (1, 4, 8, 8)
+    return torch.randn(shape, generator=generator), torch.randn(1, 5, 16, generator=generator)
+
+
+def counted(network: nn.Module, modules: Mapping[str, nn.Module], policy: Any) -> dict[str, list[int]]:
+    """Return the steps at which each module ran, in a run with a policy enabled."""
+    ran: dict[str, list[int]] = {path: [] for path in modules}
+    at = [-1]
+    hooks = [network.register_forward_pre_hook(lambda *_: at.__setitem__(0, at[0] + 1))]
+    for path, module in modules.items():
+        hooks.append(module.register_forward_hook(lambda *_, path=path: ran[path].append(at[0])))
+    with enable(network, policy, learn=False) as enabled, enabled.run(TIMESTEPS):
+        sampled(network, *inputs(network))
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+def of_kind(network: nn.Module) -> dict[str, str]:
+    """Return the kind of every attention and MLP, by path."""
+    cached = CachedDenoiser(network, "never", site="attention+mlp", x_name="hidden_states", t_name="timestep")
+    return dict(cached.resolved_site.kinds)
+
+
+METHODS = {
+    "fora": (FORA(every=1), FORA(every=3), latte),
+    "pab": (PAB(spatial=None, temporal=None, cross=None), PAB(mlp_blocks=1, mlp_timesteps=(600.0,)), latte),
+    "delta-dit": (DeltaDiT(every=1, blocks=1), DeltaDiT(every=3, blocks=1), None),
+    "deepcache": (DeepCache(interval=1), DeepCache(interval=3), unet),
+}
+
+
+def dit() -> nn.Module:
+    """Return a network with one list of four blocks."""
+    torch.manual_seed(0)
+    model: Any = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=24,
+        num_layers=4,
+        rope_max_seq_len=32,
+    )
+    return _still(model)
+
+
+def made(name: str) -> tuple[Any, Any, nn.Module, Tensor, Tensor]:
+    """Return a method that reuses nothing, one that does, a network and what it is called with."""
+    plain, reusing, build = METHODS[name]
+    network = dit() if build is None else build()
+    x, text = inputs(network)
+    return plain, reusing, network, torch.randn(1, 4, 2, 8, 8) if build is None else x, text
+
+
+ATTENTION = {"0.attn1": SPATIAL, "0.attn2": CROSS, "0.ff": MLP, "1.attn1": TEMPORAL}
+PARTS = {"blocks[0:1]": "front", "blocks[1:2]": "front and rear", "blocks[2:3]": "rear"}
+
+
+@parametrize_with_checks(
+    [
+        policy_checks(FORA()),
+        policy_checks(PAB(), site=ATTENTION),
+        policy_checks(PAB(mlp_blocks=1, mlp_timesteps=(500.0,)), site=ATTENTION, label="pab-mlp"),
+        policy_checks(DeltaDiT(), site=PARTS),
+        policy_checks(DeepCache()),
+        policy_checks(DeepCache(center=2.0, power=1.4), label="deepcache-keys"),
+        site_checks(FrontAndRear(1)),
+    ]
+)
+def test_the_contracts(check: Check) -> None:
+    """One line each."""
+    check()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_reuse_it_is_the_bare_model_and_a_second_run_is_the_first(name: str) -> None:
+    """Bit for bit, in place and wrapped."""
+    plain, reusing, network, x, text = made(name)
+    bare = sampled(network, x, text)
+    with enable(network, plain, learn=False) as enabled, enabled.run(TIMESTEPS):
+        assert all(torch.equal(a, b) for a, b in zip(sampled(network, x, text), bare, strict=True))
+    with enable(network, reusing, learn=False) as enabled:
+        runs = []
+        for _ in range(2):
+            with enabled.run(TIMESTEPS) as run:
+                runs.append(sampled(network, x, text))
+                assert run.trace.work is not None
+                assert run.trace.work < 0.95
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert not torch.equal(runs[0][-1], bare[-1])
+    x_name = "sample" if name == "deepcache" else "hidden_states"
+    wrapped = CachedDenoiser(network, reusing, x_name=x_name, t_name="timestep")
+    with wrapped.run(timesteps=TIMESTEPS):
+        assert all(torch.equal(a, b) for a, b in zip(sampled(wrapped, x, text), runs[0], strict=True))
+
+
+def test_fora_counts_from_the_last_step() -> None:
+    """Steps 0, 2, 5, 8, 11 of 12: the last is computed, and every third before it."""
+    network = latte()
+    kinds = of_kind(network)
+    ran = counted(network, {path: network.get_submodule(path) for path in kinds}, FORA(every=3))
+    assert set(kinds.values()) == {SPATIAL, TEMPORAL, CROSS, MLP}
+    assert all(steps == [0, 2, 5, 8, 11] for steps in ran.values())
+
+
+def test_pab_has_an_interval_a_kind_and_a_window() -> None:
+    """The window holds timesteps 760 to 120: steps 3 to 11. The MLPs of the first block are held behind step 5."""
+    network = latte()
+    kinds = of_kind(network)
+    policy = PAB(spatial=2, temporal=3, cross=6, window=(100, 800), mlp_blocks=1, mlp_timesteps=(610.0,))
+    ran = counted(network, {path: network.get_submodule(path) for path in kinds}, policy)
+    inside = [step for step, t in enumerate(TIMESTEPS) if 100 < t < 800]
+    for path, kind in kinds.items():
+        if kind == MLP:
+            held = [6, 7] if path == "transformer_blocks.0.ff" else []
+        else:
+            interval = {SPATIAL: 2, TEMPORAL: 3, CROSS: 6}[kind]
+            held = [step for step in inside if step % interval]
+        assert ran[path] == [step for step in range(STEPS) if step not in held], path
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_delta_dit_holds_the_rear_and_then_the_front(blocks: int) -> None:
+    """Of four blocks; with three held, the two in the middle belong to both parts."""
+    network = dit()
+    modules = {str(i): network.get_submodule(f"blocks.{i}") for i in range(4)}
+    x = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(3))
+    ran: dict[str, list[int]] = {path: [] for path in modules}
+    at = [-1]
+    network.register_forward_pre_hook(lambda *_: at.__setitem__(0, at[0] + 1))
+    for path, module in modules.items():
+        module.register_forward_hook(lambda *_, path=path: ran[path].append(at[0]))
+    policy = DeltaDiT(every=3, outline=0.5, blocks=blocks)
+    with enable(network, policy, learn=False) as enabled, enabled.run(TIMESTEPS):
+        sampled(network, x, inputs(network)[1])
+    for block in range(4):
+        front, rear = block < blocks, block >= 4 - blocks
+        held = [step for step in range(STEPS) if step % 3 and (rear if step < 6 else front)]
+        assert ran[str(block)] == [step for step in range(STEPS) if step not in held], block
+
+
+@pytest.mark.parametrize("branch", range(6))
+def test_deepcache_computes_what_is_above_the_branch(branch: int) -> None:
+    """The middle block runs at key steps only, the first convolution at all."""
+    network = unet()
+    watched = {"mid_block": network.get_submodule("mid_block"), "conv_in": network.get_submodule("conv_in")}
+    ran = counted(network, watched, DeepCache(interval=4, branch=branch))
+    assert ran == {"mid_block": [0, 4, 8], "conv_in": list(range(STEPS))}
+
+
+def test_key_steps_lie_dense_around_the_center() -> None:
+    """Ten of fifty, around step 15."""
+    found = key_steps(50, 10, 15.0, 1.4)
+    assert len(found) == 10
+    assert found[0] == 0
+    gaps = {(key, after): after - key for key, after in pairwise((*found, 50))}
+    narrowest, widest = min(gaps, key=lambda gap: gaps[gap]), max(gaps, key=lambda gap: gaps[gap])
+    assert narrowest[0] <= 15 <= narrowest[1]
+    assert widest[1] == 50
+    with pytest.raises(SettingsError, match=r"center=-400, power=1.2 give no 40 distinct key steps of 40"):
+        key_steps(40, 40, -400.0, 1.2)
+
+
+def test_the_window_is_in_timesteps_whatever_the_model_is_called_with() -> None:
+    """FLUX is called with t / 1000."""
+    from cachepolicies import Adapter, Setup
+    from cachepolicies.adapters import Blocks
+
+    for clock, t in (("timestep", 700.0), ("unit", 0.7), ("reversed-unit", 0.3)):
+        adapter = Adapter("Some", (Blocks("blocks"),), clock=clock)  # type: ignore[arg-type]
+        assert PAB().resolve(Setup(adapter=adapter)).timestep(t) == pytest.approx(700.0)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """A site without kinds, one without front and rear, and settings out of range."""
+    network = dit()
+    with pytest.raises(NeedsError, match="decides by the kind of attention, and site 'blocks' does not say"):
+        enable(network, PAB(), site="blocks")
+    with pytest.raises(NeedsError, match="front and the rear of the block stack, and site 'blocks' does not"):
+        enable(network, DeltaDiT(), site="blocks")
+    with pytest.raises(SettingsError, match="blocks is 4, and a WanTransformer3DModel has 4"):
+        enable(network, DeltaDiT(blocks=4))
+    with pytest.raises(SettingsError, match="window is"):
+        PAB(window=(800, 100))
+    with pytest.raises(SettingsError, match=r"skip-branch.*cuts U-Nets"):
+        enable(network, DeepCache())
