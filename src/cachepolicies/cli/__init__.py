@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cachepolicies.cli import calibrate, compare, plan, profiles, registries, trials
+from cachepolicies.cli import calibrate, compare, new, plan, profiles, registries, trials
 from cachepolicies.cli.application import app
 
-for commands in (compare, calibrate, trials, plan, profiles, registries):
+for commands in (compare, calibrate, trials, plan, profiles, registries, new):
     commands.add_to(app)
 
 __all__ = ["app"]
