@@ -32,6 +32,7 @@ class Refresh:
         filled: whether the row holds a finite output.
         point: serial number of the decision at which each row was computed; -1 where it holds nothing.
         input: ``(B, ...)`` what had gone into the place; ``None`` unless the substitute asks for it.
+        signals: ``(B, ...)`` values from inside the model at that time, by name, as far as the substitute asks for it.
     """
 
     output: Tensor
@@ -39,6 +40,7 @@ class Refresh:
     filled: list[bool]
     point: list[int]
     input: Tensor | None = None
+    signals: Mapping[str, Tensor] = field(factory=dict)
 
 
 @frozen(eq=False)
@@ -117,6 +119,11 @@ class Substitute(Contract, declares=True):
     @property
     def signals(self) -> frozenset[str]:
         """Names of the signals that ``predict`` looks at; none by default."""
+        return frozenset()
+
+    @property
+    def keeps_signals(self) -> frozenset[str]:
+        """Names of those of its signals that are kept with each refresh, in ``refresh.signals``; none by default."""
         return frozenset()
 
     @property

@@ -14,7 +14,7 @@ from cachepolicies.base.host import index_on, ordinary_tensors, read_together, v
 from cachepolicies.base.units import row_maximum
 from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.substitute import Substitute, order_of
-from cachepolicies.engine.store import Store
+from cachepolicies.engine.store import INPUT, Store
 
 Key = tuple[str, str]
 """Branch and place."""
@@ -51,6 +51,7 @@ class Evaluated:
         fresh: ``(len(rows), ...)`` what was computed, or ``(B, ...)`` where ``rows`` is ``None``.
         rows: the rows that were evaluated, ``None`` for all.
         entered: ``(B, ...)`` what had gone into the place, or ``None``.
+        signals: ``(B, ...)`` values that are kept with it, by name.
         owned: whether nobody else writes on ``fresh``, so that it can be kept as it is.
     """
 
@@ -61,6 +62,7 @@ class Evaluated:
     rows: Sequence[int] | None
     entered: Tensor | None
     owned: bool = False
+    signals: Mapping[str, Tensor] = field(factory=dict)
 
 
 @define(eq=False)
@@ -190,12 +192,14 @@ class Memory:
     def _push(
         self, store: Store, done: Evaluated, fresh: Tensor, rows: Sequence[int] | None, *, unseen: bool = False
     ) -> None:
-        entered = done.entered
-        if entered is not None and rows is not None:
-            entered = entered.index_select(0, index_on(rows, entered.device))
+        beside = dict(done.signals)
+        if done.entered is not None:
+            beside[INPUT] = done.entered
+        if rows is not None:
+            beside = {name: value.index_select(0, index_on(rows, value.device)) for name, value in beside.items()}
         owned = done.owned and fresh is done.fresh
         with ordinary_tensors():
-            store.push(fresh, done.t, done.point, rows, self.batch, entered, owned=owned, unseen=unseen)
+            store.push(fresh, done.t, done.point, rows, self.batch, beside, owned=owned, unseen=unseen)
 
     def _remember_unseen(self, store: Store, done: Evaluated) -> None:
         """Store an evaluation on an accelerator without waiting to see whether it is finite.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from attrs import define
@@ -12,6 +12,9 @@ from torch import Tensor
 from cachepolicies.base.host import index_on, without_gradient
 from cachepolicies.base.units import row_rms
 from cachepolicies.contracts.substitute import Refresh
+
+INPUT = "(input)"
+"""Among what is kept with a refresh: what had gone into the place."""
 
 
 @define(eq=False)
@@ -94,7 +97,7 @@ class Store:
         point: int,
         rows: Sequence[int] | None,
         batch: int,
-        entered: Tensor | None = None,
+        beside: Mapping[str, Tensor] | None = None,
         *,
         owned: bool = False,
         unseen: bool = False,
@@ -107,40 +110,42 @@ class Store:
             point: serial number of the decision it belongs to.
             rows: which rows of the batch were evaluated, ``None`` for all.
             batch: rows of the batch.
-            entered: what had gone into the place, rows as those of the output; ``None`` if it is not wanted.
+            beside: what is kept with it, rows as those of the output: `INPUT` what had gone into the place, and
+                signals by name.
             owned: whether an output of all rows can be kept as it is, not copied.
             unseen: whether it is still to be looked at whether an output of all rows is finite.
         """
         output = without_gradient(output)
-        entered = None if entered is None else without_gradient(entered)
+        beside = {name: without_gradient(value) for name, value in (beside or {}).items()}
         if self.clipped is not None:
             index = None if rows is None else index_on(rows, self.clipped.device)
             self.clipped = None if index is None else self.clipped.index_fill(0, index, False)
         if rows is None:
             self._start_over_if_different(output)
             self._measure(output, None, batch)
-            kept = None if entered is None else entered.clone()
-            fresh = Refresh(output if owned else output.clone(), [t] * batch, [True] * batch, [point] * batch, kept)
+            kept = {name: value.clone() for name, value in beside.items()}
+            own = output if owned else output.clone()
+            fresh = _refresh(own, [t] * batch, [True] * batch, [point] * batch, kept)
             self._refreshes = [fresh, *self._refreshes][: self._capacity]
             if unseen:
                 self._unseen = min(self._unseen + 1, self._capacity)
             return
         if not self._refreshes:
-            self._refreshes = [_blank(output, entered, batch)]
+            self._refreshes = [_blank(output, beside, batch)]
         index = index_on(rows, output.device)
         self._measure(output, index, batch)
         if len(self._refreshes) < self._capacity:
-            self._refreshes.append(_blank(output, entered, batch))
+            self._refreshes.append(_blank(output, beside, batch))
         for older, newer in zip(self._refreshes[:0:-1], self._refreshes[-2::-1], strict=True):
             older.output.index_copy_(0, index, newer.output.index_select(0, index))
-            if older.input is not None and newer.input is not None:
-                older.input.index_copy_(0, index, newer.input.index_select(0, index))
+            for name, value in _beside(newer).items():
+                _beside(older)[name].index_copy_(0, index, value.index_select(0, index))
             for row in rows:
                 older.t[row], older.filled[row], older.point[row] = newer.t[row], newer.filled[row], newer.point[row]
         newest = self._refreshes[0]
         newest.output.index_copy_(0, index, output)
-        if newest.input is not None and entered is not None:
-            newest.input.index_copy_(0, index, entered)
+        for name, value in beside.items():
+            _beside(newest)[name].index_copy_(0, index, value)
         for row in rows:
             newest.t[row], newest.filled[row], newest.point[row] = t, True, point
 
@@ -174,8 +179,19 @@ class Store:
         self._sizes.take(output, index)
 
 
-def _blank(output: Tensor, entered: Tensor | None, batch: int) -> Refresh:
+def _refresh(
+    output: Tensor, t: list[float], filled: list[bool], point: list[int], beside: dict[str, Tensor]
+) -> Refresh:
+    return Refresh(output, t, filled, point, beside.pop(INPUT, None), beside)
+
+
+def _beside(refresh: Refresh) -> dict[str, Tensor]:
+    """Return what is kept with a refresh, by name."""
+    return {**refresh.signals, **({} if refresh.input is None else {INPUT: refresh.input})}
+
+
+def _blank(output: Tensor, beside: Mapping[str, Tensor], batch: int) -> Refresh:
     """Return a refresh that holds nothing, for rows like those of an output."""
     empty = output.new_zeros((batch, *output.shape[1:]))
-    nothing = None if entered is None else entered.new_zeros((batch, *entered.shape[1:]))
-    return Refresh(empty, [math.nan] * batch, [False] * batch, [-1] * batch, nothing)
+    nothing = {name: value.new_zeros((batch, *value.shape[1:])) for name, value in beside.items()}
+    return _refresh(empty, [math.nan] * batch, [False] * batch, [-1] * batch, nothing)

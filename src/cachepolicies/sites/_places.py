@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -140,10 +140,10 @@ class PlacesSite(ResolvedSite, Generic[U]):
             self.left(now)
             self._underway.pop(thread, None)
 
-    def read_signals(self, now: U, place: str) -> dict[str, Tensor]:
-        """Return the signals that are wanted at a place."""
+    def read_signals(self, now: U, place: str, besides: Set[str] = frozenset()) -> dict[str, Tensor]:
+        """Return the signals that are wanted at a place, besides those that it has found by itself."""
         served, signals = now.served, {}
-        for name in served.wanted_signals(place):
+        for name in served.wanted_signals(place) - besides:
             at = SignalInput(served.call.x, served.call.t, self.network, call=now.invocation.arguments)
             signals[name] = read_signal(name, self._signals[name].read(at), now.rows, place)
         return signals

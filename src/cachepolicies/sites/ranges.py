@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from cachepolicies.adapters.find import adapter_of, blocks_of
@@ -29,7 +29,11 @@ from cachepolicies.sites._inside import Bypass
 from cachepolicies.sites._places import PlacesSite, Underway, check_some
 from cachepolicies.sites._rows import pack, unpack
 from cachepolicies.sites.blocks import Between, handed_on, refuse_frozen_graphs
-from cachepolicies.sites.signals import outside_signals
+from cachepolicies.sites.signals import outside_signals, read_signal
+
+PROBE, PREFIX, PREFIX_STREAMS = "probe", "prefix", "prefix_streams"
+"""Names of the signals of a range, ``(B, ...)``: what enters it, and what the blocks in front of it have added to that,
+both of the streams that are heard behind the stack; and the latter of all streams, as the range remembers them."""
 
 _WRITTEN = re.compile(r"blocks\[\s*(-?\d*)\s*:\s*(-?\d*)\s*\]")
 
@@ -43,12 +47,16 @@ class Range:
         blocks: of it, by path, in the order in which they run.
         hands_on: what each of them returns: the name of the argument that it changed, or several.
         kind: what a site says of it to policies, see `ResolvedSite.kinds`; empty for nothing.
+        behind: the first block of the stack, where the range begins behind it and the same streams flow from there on.
+        heard: those of the streams that are heard behind the stack.
     """
 
     place: str
     blocks: Mapping[str, nn.Module]
     hands_on: str | tuple[str, ...]
     kind: str = ""
+    behind: nn.Module | None = None
+    heard: tuple[str, ...] = ()
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -85,7 +93,12 @@ def range_of(network: nn.Module, adapter: Adapter, start: int | None, stop: int 
             f"site {place!r}: {why} in a {kind}, so that nothing can be added to what enters the range; choose a range "
             "within one list of blocks, or site='blocks' for all of them"
         )
-    return Range(place, {path: block for path, (block, _) in chosen}, hands_on)
+    found = Range(place, {path: block for path, (block, _) in chosen}, hands_on)
+    before = stack[: stack.index(chosen[0])]
+    if before and {(blocks.hands_on, blocks.part) for _, (_, blocks) in before} == forms and not adapter.take_turns:
+        heard = tuple(name for name in found.streams if name in adapter.streams)
+        return evolve(found, behind=before[0][1][0], heard=heard)
+    return found
 
 
 def written_range(text: str) -> BlockRange | None:
@@ -134,10 +147,11 @@ class _Passage:
         wanted: what the engine wants to have evaluated, ``None`` once it is served.
         result: ``(rows, ...)`` what is added, once it is served.
         evaluated: whether what was computed flows on.
+        signals: that the engine was told of; what belongs to streams that the range drops is not known beforehand.
     """
 
-    def __init__(self, entered: list[Tensor | None], exchange: Exchange, work: int) -> None:
-        self.entered, self.work = entered, work
+    def __init__(self, entered: list[Tensor | None], exchange: Exchange, work: int, signals: dict[str, Tensor]) -> None:
+        self.entered, self.work, self.signals = entered, work, signals
         self.versions = [0 if stream is None else writes_so_far(stream) for stream in entered]
         self.wanted: EvaluationRequest | None = None
         self.result: Tensor | None = None
@@ -168,6 +182,7 @@ class _Underway(Underway):
     def __init__(self, served: ServedCall, invocation: Invocation) -> None:
         super().__init__(served, invocation)
         self.passages: dict[str, _Passage] = {}
+        self.stack: Mapping[str, Any] = {}
         self.bypasses: list[Bypass] = []
 
 
@@ -204,6 +219,12 @@ class RangesSite(PlacesSite[_Underway]):
         return tuple(self.ranges)
 
     @property
+    def signals(self) -> frozenset[str]:
+        """Those that need nothing from inside the model, and what the blocks in front of a range have added."""
+        behind = all(each.behind is not None for each in self.ranges.values())
+        return super().signals | ({PROBE, PREFIX, PREFIX_STREAMS} if behind else set())
+
+    @property
     def kinds(self) -> Mapping[str, str]:
         """What was said of the ranges."""
         return {place: each.kind for place, each in self.ranges.items() if each.kind}
@@ -229,6 +250,8 @@ class RangesSite(PlacesSite[_Underway]):
             bypass, blocks = Bypass(), list(each.blocks.values())
             found.update({block: Between(bypass, block, each.hands_on) for block in blocks[1:-1]})
             found.update({block: _Edge(self, each, bypass, block) for block in (blocks[0], blocks[-1])})
+        firsts = {each.behind for each in self.ranges.values()} - {None}
+        found.update({block: _First(self, block) for block in firsts if block is not None and block not in found})
         return found
 
     def over(self, now: _Underway) -> None:
@@ -278,10 +301,47 @@ class RangesSite(PlacesSite[_Underway]):
         given = None
         if now.served.engine.looks_at_input:
             given = pack([stream.detach() for stream in streams], now.rows, f"what enters {place}")
-        arrival = Arrival(place, given, self.read_signals(now, place), read_only=True)
-        passage = now.passages[place] = _Passage(entered, now.served.exchange(arrival), now.work)
+        signals = self._signals_at(now, each, arguments)
+        arrival = Arrival(place, given, signals, read_only=True)
+        passage = now.passages[place] = _Passage(entered, now.served.exchange(arrival), now.work, signals)
         now.bypasses.append(bypass)
         bypass.on = passage.wanted is None
+
+    def note_stack(self, arguments: Mapping[str, Any]) -> None:
+        """Note what enters the first block of the stack."""
+        self.now.stack = arguments
+
+    def _signals_at(self, now: _Underway, each: Range, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the signals that are wanted at a range."""
+        place, found = each.place, {}
+        wanted = now.served.wanted_signals(place) if now.served.engine.signals else frozenset()
+        entered = [arguments.get(name) for name in each.streams]
+        heard = [name in each.heard for name in each.streams]
+        if PROBE in wanted:
+            streams = [value for value, on in zip(entered, heard, strict=True) if on and isinstance(value, Tensor)]
+            found[PROBE] = self._packed(now, each, streams, PROBE)
+        if PREFIX in wanted:
+            found[PREFIX] = self._added(now, each, entered, heard)
+        if PREFIX_STREAMS in wanted:
+            found[PREFIX_STREAMS] = self._added(now, each, entered, now.served.kept(place) or [True] * len(entered))
+        return found | self.read_signals(now, place, found.keys())
+
+    def _added(self, now: _Underway, each: Range, entered: Sequence[Any], chosen: Sequence[bool]) -> Tensor:
+        """Return what was added to some streams between the begin of the stack and the range."""
+        streams = [
+            value - then
+            for name, value, on in zip(each.streams, entered, chosen, strict=True)
+            if on and isinstance(value, Tensor) and isinstance(then := now.stack.get(name), Tensor)
+        ]
+        return self._packed(now, each, streams, PREFIX)
+
+    def _packed(self, now: _Underway, each: Range, streams: list[Tensor], name: str) -> Tensor:
+        if not streams:
+            raise InputError(
+                f"signal {name!r} of {each.place} of {type(self.network).__name__}: {', '.join(each.streams)} did not "
+                "enter the first block of the stack in this call"
+            )
+        return read_signal(name, pack(streams, now.rows, f"what comes before {each.place}"), now.rows, each.place)
 
     def leave(self, each: Range, leaving: Sequence[Any] | None) -> list[Tensor | None] | None:
         """Return what leaves the range instead of what its blocks returned, ``None`` for these themselves.
@@ -308,6 +368,8 @@ class RangesSite(PlacesSite[_Underway]):
                 isinstance(left, Tensor) and entered is not None
                 for left, entered in zip(leaving, passage.entered, strict=True)
             ]
+            if PREFIX_STREAMS in passage.signals and not all(flows):
+                passage.signals[PREFIX_STREAMS] = self._added(now, each, passage.entered, flows)
             passage.answer(pack(self._residuals(each, passage, leaving, flows), now.rows, f"what {place} adds"))
             now.note_work(place, passage.work)
             if passage.evaluated:
@@ -339,6 +401,19 @@ class RangesSite(PlacesSite[_Underway]):
         return found
 
 
+class _First(GateOfSite):
+    """The gate of the first block of the stack, where it belongs to no range."""
+
+    def __init__(self, site: RangesSite, block: nn.Module) -> None:
+        super().__init__(site)
+        self.names = ArgumentNames(block)
+
+    def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note what enters."""
+        self.site.note_stack(self.names.bind(args, kwargs))
+        return resume(proceed)(*args, **kwargs)
+
+
 class _Edge(GateOfSite):
     """The gate of the first block of a range, of its last, or of an only one."""
 
@@ -348,10 +423,13 @@ class _Edge(GateOfSite):
         self.range, self.bypass, self.block = each, bypass, block
         self.first, self.last = block is blocks[0], block is blocks[-1]
         self.names = ArgumentNames(block)
+        self.begins_stack = any(other.behind is block for other in site.ranges.values())
 
     def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the engine decide where the range begins, and take or replace what leaves it where it ends."""
         site: RangesSite = self.site
+        if self.begins_stack:
+            site.note_stack(self.names.bind(args, kwargs))
         if self.first:
             site.enter(self.range, self.bypass, self.names.bind(args, kwargs))
         if self.bypass.on:

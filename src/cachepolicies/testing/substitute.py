@@ -80,8 +80,17 @@ def _full(history: History, substitute: Substitute, only: Sequence[int] | None =
     return evolve(whole, signals={**whole.signals, **more})
 
 
+def _remembered(history: History, substitute: Substitute, only: Sequence[int] | None = None) -> list[Refresh]:
+    """Return the refreshes, with the signals that the substitute has kept with each."""
+    names = sorted(substitute.keeps_signals)
+    return [
+        evolve(refresh, signals={name: history.latents(only, 7 + age) for name in names})
+        for age, refresh in enumerate(history.refreshes(only))
+    ]
+
+
 def _predicted(substitute: Substitute, history: History, only: Sequence[int] | None = None) -> Tensor:
-    predicted = substitute.predict(_full(history, substitute, only), history.refreshes(only))
+    predicted = substitute.predict(_full(history, substitute, only), _remembered(history, substitute, only))
     output = predicted.output if isinstance(predicted, Prediction) else predicted
     expect(isinstance(output, Tensor), f"predict returned {predicted!r}")
     return output
@@ -99,6 +108,7 @@ def declares_soundly(case: SubstituteCase) -> None:
     expect(one.guard is None or one.guard >= 1, f"guard is {one.guard!r}")
     expect(isinstance(one.signals, frozenset), f"signals is {one.signals!r}")
     expect(all(isinstance(name, str) for name in one.signals), f"signals is {one.signals!r}")
+    expect(one.keeps_signals <= one.signals, f"it keeps {one.keeps_signals!r}, and its signals are {one.signals!r}")
     expect(all(isinstance(note, str) for note in one.notes), f"notes is {one.notes!r}")
     for name in ("wants_input", "wants_branches"):
         expect(isinstance(getattr(one, name), bool), f"{name} is {getattr(one, name)!r}")
@@ -115,7 +125,8 @@ def keeps_shape_and_dtype(case: SubstituteCase, history: History) -> None:
 @SUBSTITUTE.property(history=_histories())
 def leaves_what_is_remembered(case: SubstituteCase, history: History) -> None:
     """`predict` changes nothing of the history."""
-    substitute, remembered = case.substitute(), history.refreshes()
+    substitute = case.substitute()
+    remembered = _remembered(history, substitute)
     before = _parts(copied(remembered))
     substitute.predict(_full(history, substitute), remembered)
     same(difference_between(before, _parts(remembered), "the history"), "predict changed it")
@@ -138,7 +149,7 @@ def predicts_the_same_again(case: SubstituteCase, history: History) -> None:
 def hands_out_memory_of_its_own(case: SubstituteCase, history: History) -> None:
     """No two stand-ins share memory, unless they are remembered tensors: a sampler may change what it gets in place."""
     substitute = case.substitute()
-    remembered, again = history.refreshes(), history.refreshes()
+    remembered, again = (_remembered(history, substitute) for _ in range(2))
     one, other = (substitute.predict(_full(history, substitute), refreshes) for refreshes in (remembered, again))
     places = [
         (each.output if isinstance(each, Prediction) else each).untyped_storage().data_ptr() for each in (one, other)
@@ -170,7 +181,7 @@ def _close(one: Tensor, other: Tensor, what: str) -> None:
 def works_with_what_it_declares(case: SubstituteCase, history: History) -> None:
     """It looks at no signal, input or other branch that it does not declare."""
     substitute = case.substitute()
-    remembered = history.refreshes()
+    remembered = _remembered(history, substitute)
     if not substitute.wants_input:
         for refresh in remembered:
             refresh.input = None
@@ -272,7 +283,7 @@ def stays_within_its_order(case: SubstituteCase, history: History) -> None:
     """It has at most one weight more than its order, remembers no more, and reports no higher order for a row."""
     substitute = case.substitute()
     rows = len(history.levels)
-    predicted = substitute.predict(_full(history, substitute), history.refreshes())
+    predicted = substitute.predict(_full(history, substitute), _remembered(history, substitute))
     if isinstance(predicted, Prediction):
         order: object = predicted.order
         expect(isinstance(order, tuple) and len(order) == rows, f"order is {order!r} for {rows} rows")

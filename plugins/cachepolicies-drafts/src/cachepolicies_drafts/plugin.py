@@ -1,0 +1,21 @@
+"""The hooks: policies, and the stand-in of DiCache."""
+
+from cachepolicies.hookspecs import Register, hookimpl
+from cachepolicies_drafts.aligned import Aligned
+from cachepolicies_drafts.dbcache import DBCache
+from cachepolicies_drafts.dicache import DiCache
+from cachepolicies_drafts.first_block import FirstBlock
+
+
+@hookimpl
+def cachepolicies_register_policies(register: Register) -> None:
+    """Register the policies."""
+    register("dbcache", DBCache, "Reuses the middle blocks while the first ones changed little.")
+    register("dicache", DiCache, "Reuses all blocks but a probe while its changes sum up to little.")
+    register("first-block", FirstBlock, "Reuses all blocks but the first while what it adds changed little.")
+
+
+@hookimpl
+def cachepolicies_register_substitutes(register: Register) -> None:
+    """Register the substitute."""
+    register("aligned", Aligned, "Combines the last two residuals as the first blocks say (DiCache).")

@@ -1,0 +1,238 @@
+"""Every method against a computation by hand on a small transformer, and what each promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cachepolicies import CachedDenoiser, NeedsError
+from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, substitute_checks
+from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, plugin
+
+STEPS = 14
+TIMESTEPS = tuple(1000.0 - 70.0 * k for k in range(STEPS))
+DEPTH = 4
+
+
+@pytest.fixture(autouse=True)
+def names() -> Iterator[None]:
+    """Register the plugin's names."""
+    with registered(plugin, "cachepolicies-drafts"):
+        yield
+
+
+class Block(nn.Module):
+    """One layer with a residual; it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.calls = 0
+
+    def forward(self, hidden_states: Tensor, level: float) -> Tensor:
+        """Add what the layer says."""
+        self.calls += 1
+        return hidden_states + torch.tanh(self.layer(hidden_states) + level)
+
+
+class Network(nn.Module):
+    """Four blocks between an embedding and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.blocks = nn.ModuleList([Block() for _ in range(DEPTH)])
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor, t: Any) -> Tensor:
+        """Return a velocity."""
+        hidden = self.embed(x)
+        for block in self.blocks:
+            hidden = block(hidden, float(t) / 1000)
+        output: Tensor = self.head(hidden)
+        return output
+
+
+def sampled(denoiser: Any, x: Tensor) -> list[Tensor]:
+    """Return the latents of a run."""
+    latents = []
+    for t, after in pairwise((*TIMESTEPS, 0.0)):
+        x = x + (after - t) / 1000 * denoiser(x, t)
+        latents.append(x)
+    return latents
+
+
+def latent(rows: int = 2) -> Tensor:
+    """Return noise."""
+    return torch.randn(rows, 6, generator=torch.Generator().manual_seed(1))
+
+
+@parametrize_with_checks(
+    [
+        policy_checks(FirstBlock(), signals=("prefix",)),
+        policy_checks(DBCache(warm_up=0), signals=("prefix",)),
+        policy_checks(DBCache(warm_up=2, most=4, in_a_row=2), signals=("prefix",), label="dbcache-limits"),
+        policy_checks(DiCache(), signals=("probe",)),
+        substitute_checks(Aligned()),
+    ]
+)
+def test_the_contracts(check: Check) -> None:
+    """One line each."""
+    check()
+
+
+class ByHand:
+    """A run of the network in which blocks ``first`` to ``last`` may be left out, and what was seen of it."""
+
+    def __init__(self, network: Network, first: int, last: int) -> None:
+        self.network, self.first, self.last = network, first, last
+        self.computed: list[int] = []
+
+    def run(self, x: Tensor, rule: Any, stand_in: Any) -> list[Tensor]:
+        """Return the latents; the rule says at each step whether the blocks run, the stand-in what they add if not."""
+        latents = []
+        for step, (t, after) in enumerate(pairwise((*TIMESTEPS, 0.0))):
+            entered = self.network.embed(x)
+            hidden = entered
+            for block in self.network.blocks[: self.first]:
+                hidden = block(hidden, t / 1000)
+            probe = hidden
+            if rule(step, probe, probe - entered):
+                self.computed.append(step)
+                for block in self.network.blocks[self.first : self.last]:
+                    hidden = block(hidden, t / 1000)
+                stand_in.note(hidden - probe, probe - entered)
+            else:
+                hidden = probe + stand_in(probe - entered)
+            for block in self.network.blocks[self.last :]:
+                hidden = block(hidden, t / 1000)
+            x = x + (after - t) / 1000 * self.network.head(hidden)
+            latents.append(x)
+        return latents
+
+
+class Held:
+    """What the blocks added last."""
+
+    def note(self, added: Tensor, prefix: Tensor) -> None:
+        """Note it."""
+        self.added = added
+
+    def __call__(self, prefix: Tensor) -> Tensor:
+        """Return it."""
+        return self.added
+
+
+class Extended:
+    """DiCache's combination of the last two residuals."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(self, added: Tensor, prefix: Tensor) -> None:
+        """Note both."""
+        self.seen.append((added + prefix, prefix))
+
+    def __call__(self, prefix: Tensor) -> Tensor:
+        """Return what is added behind the prefix."""
+        (newest, p1), *older = self.seen[::-1][:2]
+        if not older:
+            return newest - prefix
+        ((oldest, p2),) = older
+        ratios = (prefix - p2).abs().mean(1, keepdim=True) / (p1 - p2).abs().mean(1, keepdim=True)
+        return oldest + ratios.clamp(1, 2) * (newest - oldest) - prefix
+
+
+def change(now: Tensor, before: Tensor) -> float:
+    """Return how far it has moved, relative to what it was, over the whole batch."""
+    return float((now - before).abs().mean() / before.abs().mean())
+
+
+def checked(policy: Any, rule: Any, first: int, last: int, stand_in: Any, substitute: Any = None) -> list[int]:
+    """Compare a run with the one by hand, count the blocks' calls, and return the steps that were computed."""
+    network = Network()
+    hand = ByHand(network, first, last)
+    wanted = hand.run(latent(), rule, stand_in)
+    for block in network.blocks:
+        block.calls = 0  # type: ignore[assignment]
+    denoiser = CachedDenoiser(network, policy, substitute=substitute)
+    with denoiser.run(timesteps=TIMESTEPS) as run:
+        found = sampled(denoiser, latent())
+    assert [record.index for record in run.trace.records if all(record.evaluated)] == hand.computed
+    calls = [STEPS if not first <= number < last else len(hand.computed) for number in range(DEPTH)]
+    assert [block.calls for block in network.blocks] == calls  # no block runs twice
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert 1 < len(hand.computed) < STEPS
+    return hand.computed
+
+
+def test_first_block_compares_with_the_last_computed_step() -> None:
+    """The others are computed where the first block's addition has moved by more than the threshold."""
+    seen: list[Tensor] = []
+
+    def rule(step: int, probe: Tensor, prefix: Tensor) -> bool:
+        if seen and change(prefix, seen[-1]) <= 0.1:
+            return False
+        seen.append(prefix)
+        return True
+
+    checked(FirstBlock(threshold=0.1), rule, 1, DEPTH, Held())
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (1, 1), (2, 1)])
+def test_dbcache_runs_the_ends_and_warms_up(first: int, last: int) -> None:
+    """Three steps of warm-up, at most two reuses in a row."""
+    seen: list[Tensor] = []
+    row = [0]
+
+    def rule(step: int, probe: Tensor, prefix: Tensor) -> bool:
+        if step >= 3 and change(prefix, seen[-1]) < 0.3 and row[0] < 2:
+            row[0] += 1
+            return False
+        seen.append(prefix)
+        row[0] = 0
+        return True
+
+    policy = DBCache(first=first, last=last, threshold=0.3, warm_up=3, in_a_row=2)
+    computed = checked(policy, rule, first, DEPTH - last, Held())
+    assert computed[:3] == [0, 1, 2]
+
+
+def test_dbcache_reuses_no_more_than_it_may() -> None:
+    """Four reuses in a run."""
+    network = Network()
+    denoiser = CachedDenoiser(network, DBCache(first=1, threshold=10.0, warm_up=1, most=4))
+    with denoiser.run(timesteps=TIMESTEPS) as run:
+        sampled(denoiser, latent())
+    assert run.trace.nfe == STEPS - 4
+
+
+@pytest.mark.parametrize("substitute", ["hold", "aligned"])
+def test_dicache_sums_up_the_changes_of_its_probe(substitute: str) -> None:
+    """A step's change is that against the step before; the first fifth is computed."""
+    before: list[Tensor] = []
+    summed = [0.0]
+
+    def rule(step: int, probe: Tensor, prefix: Tensor) -> bool:
+        moved = change(probe, before[-1]) if before else 0.0
+        before.append(probe)
+        summed[0] += moved
+        if step >= round(0.2 * STEPS) and summed[0] < 0.12:
+            return False
+        summed[0] = 0.0
+        return True
+
+    checked(DiCache(threshold=0.12), rule, 1, DEPTH, Held() if substitute == "hold" else Extended(), substitute)
+
+
+def test_a_site_without_blocks_in_front_is_refused() -> None:
+    """There is nothing to look at."""
+    with pytest.raises(NeedsError, match="needs the signal prefix"):
+        CachedDenoiser(Network(), FirstBlock(), site="blocks")
