@@ -99,7 +99,7 @@ def _planned_fully(budget: int) -> Entry:
 
     def run(case: Case, seeds: Sequence[int]) -> Run:
         made = best_plan(case.profile, budget, scheduler=case.workload.scheduler)
-        return _cached(case, seeds, Schedule(plan=made), made.substitute, case.profile, "output")
+        return cached_by(case, seeds, Schedule(plan=made), made.substitute, case.profile, "output")
 
     return Entry(FULL, str(budget), run)
 
@@ -109,7 +109,7 @@ def _planned_from_one_run(budget: int) -> Entry:
         known = one_uncached_run(case.profile)
         substitute = ONE_RUN_ALONG[case.workload.scheduler.family]
         made = plan(known, budget, substitute=substitute, weights="uniform", scheduler=case.workload.scheduler)
-        return _cached(case, seeds, Schedule(plan=made), substitute, known, "output")
+        return cached_by(case, seeds, Schedule(plan=made), substitute, known, "output")
 
     return Entry(ONE_RUN, str(budget), run)
 
@@ -118,19 +118,22 @@ def _free(method: str, policy: str) -> Entry:
     """Return a rule that needs no profile, with the corrected line."""
 
     def run(case: Case, seeds: Sequence[int]) -> Run:
-        return _cached(case, seeds, policy, CORRECTED[case.workload.scheduler.family], None, "output")
+        return cached_by(case, seeds, policy, CORRECTED[case.workload.scheduler.family], None, "output")
 
     return Entry(method, policy, run)
 
 
 def _rule(method: str, policy: str, substitute: str, *, profiled: bool = False, site: str = "output") -> Entry:
     def run(case: Case, seeds: Sequence[int]) -> Run:
-        return _cached(case, seeds, policy, substitute, case.profile if profiled else None, site)
+        return cached_by(case, seeds, policy, substitute, case.profile if profiled else None, site)
 
     return Entry(method, policy, run)
 
 
-def _cached(case: Case, seeds: Sequence[int], policy: Any, substitute: str, profile: Profile | None, site: str) -> Run:
+def cached_by(
+    case: Case, seeds: Sequence[int], policy: Any, substitute: str, profile: Profile | None, site: str | None
+) -> Run:
+    """Return what a policy of this library gives; without a site it is cut where the policy says."""
     workload = case.workload
     cached = CachedDenoiser(
         workload.denoiser, policy, profile=profile, substitute=substitute, scheduler=workload.scheduler, site=site

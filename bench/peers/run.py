@@ -22,6 +22,7 @@ import of_cache_dit
 import of_diffusers
 import of_hicache
 import ours
+import parts
 import torch
 from attrs import asdict, fields, frozen
 from cases import OWN, SOLVERS, Case, case_of, exact, moved, uncached
@@ -70,6 +71,8 @@ def entries(case: Case) -> list[Entry]:
     found = ours.entries() + ours.published() + of_hicache.entries()
     if case.model.startswith(("video", "image")):
         found += ours.in_blocks() + of_diffusers.entries() + of_cache_dit.entries()
+        found += parts.of_kinds()
+    found += parts.below_a_branch() if case.model.startswith("photo") else parts.of_ranges()
     return found
 
 

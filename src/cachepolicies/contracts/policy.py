@@ -15,6 +15,7 @@ from cachepolicies.contracts.step import RunInfo, Step
 
 if TYPE_CHECKING:
     from cachepolicies.contracts.setup import Setup
+    from cachepolicies.contracts.site import Site
     from cachepolicies.profiles.schema import Profile
 
 Grain: TypeAlias = Literal["call", "place"]
@@ -129,8 +130,8 @@ class PolicySettings(Contract, declares=True):
         return None
 
     @property
-    def site(self) -> str | None:
-        """Spec of the site that the rule is published for, taken where nobody names one; ``None`` for the usual one."""
+    def site(self) -> str | Site | None:
+        """Where the rule is published to cut, a site or its spec, taken where nobody names one; ``None`` as usual."""
         return None
 
     def simulated(self, profile: Profile) -> Sequence[float] | None:

@@ -8,7 +8,8 @@ from typing import ClassVar
 from attrs import field, frozen
 from attrs.validators import ge, gt, instance_of, optional
 
-from cachepolicies import CachePolicy, Decision, Needs, RunInfo, SettingsError, Step
+from cachepolicies import CachePolicy, Decision, Needs, RunInfo, SettingsError, Site, Step
+from cachepolicies.sites import SkipBranch
 from cachepolicies_classics._reasons import Why
 
 _LOWERED = 0.02
@@ -80,9 +81,9 @@ class DeepCache(CachePolicy):
     power: float = field(default=1.2, validator=[instance_of((int, float)), gt(1.0)])
 
     @property
-    def site(self) -> str:
+    def site(self) -> Site:
         """Below the skip connection."""
-        return f"skip-branch:branch={self.branch}"
+        return SkipBranch(self.branch)
 
     @property
     def needs(self) -> Needs:

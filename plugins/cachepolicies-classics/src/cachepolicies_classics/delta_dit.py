@@ -10,7 +10,7 @@ from attrs.validators import and_, ge, instance_of, le, optional
 from cachepolicies import CachePolicy, Decision, Needs, PolicySettings, Setup, Step
 from cachepolicies.contracts import Grain
 from cachepolicies_classics._reasons import Why
-from cachepolicies_classics.front_and_rear import BOTH, FRONT, REAR, kinds_of
+from cachepolicies_classics.front_and_rear import BOTH, FRONT, REAR, FrontAndRear, kinds_of
 
 
 @frozen
@@ -39,9 +39,9 @@ class DeltaDiT(PolicySettings):
     blocks: int | None = field(default=None, validator=optional(and_(instance_of(int), ge(1))))
 
     @property
-    def site(self) -> str:
+    def site(self) -> FrontAndRear:
         """The first blocks and the last."""
-        return "front-and-rear" if self.blocks is None else f"front-and-rear:blocks={self.blocks}"
+        return FrontAndRear(self.blocks)
 
     def resolve(self, setup: Setup) -> HoldsInTurn:
         """Return the policy for the places of the site.

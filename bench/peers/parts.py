@@ -1,0 +1,66 @@
+"""Methods that reuse parts of a network, from the packages ``plugins/cachepolicies-classics`` and ``-drafts``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cases import Case
+from entry import Entry, Run
+from ours import cached_by
+
+from cachepolicies.adapters import adapter_of, blocks_of
+from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT
+from cachepolicies_drafts import DBCache, DiCache, FirstBlock
+
+THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+def of_kinds() -> list[Entry]:
+    """Return the methods that cut at attention and MLPs, for transformers whose adapter says where these are."""
+    found = [_entry("FORA", FORA(every=every)) for every in (2, 3, 4, 6)]
+    for every in (2, 3, 4, 6):
+        found.append(_entry("PAB", PAB(spatial=every, temporal=None, cross=2 * every, window=(100.0, 850.0))))
+        found.append(_entry("PAB, no window", PAB(spatial=every, cross=2 * every, window=(0.0, 1e9))))
+    return found
+
+
+def of_ranges() -> list[Entry]:
+    """Return the methods that cut between the blocks, for any transformer."""
+    found = [_deep("Delta-DiT", every, fraction) for every in (2, 3, 5) for fraction in (0.5, 0.75)]
+    found += [_entry("FirstBlockCache", FirstBlock(threshold=value)) for value in THRESHOLDS]
+    for value in THRESHOLDS:
+        found.append(_entry("DBCache F1B1", DBCache(first=1, last=1, threshold=value)))
+        found.append(_entry("DBCache F1B0, linear", DBCache(first=1, threshold=value), "linear"))
+    for value in (0.1, 0.2, 0.4, 0.8, 1.6):
+        found.append(_entry("DiCache", DiCache(threshold=value), "aligned"))
+    return found
+
+
+def below_a_branch() -> list[Entry]:
+    """Return the method for U-Nets."""
+    found = []
+    for branch in (0, 1, 2, 3):
+        found += [_entry("DeepCache", DeepCache(interval=every, branch=branch)) for every in (2, 3, 5, 8)]
+        keys = [DeepCache(interval=every, branch=branch, center=15, power=1.4) for every in (2, 3, 5)]
+        found += [_entry("DeepCache, dense keys", one) for one in keys]
+    return found
+
+
+def _deep(method: str, every: int, fraction: float) -> Entry:
+    """Return Delta-DiT with a part of a model's blocks."""
+
+    def run(case: Case, seeds: Sequence[int]) -> Run:
+        network: Any = getattr(case.workload.denoiser, "network", case.workload.denoiser)
+        depth = len(blocks_of(network, adapter_of(network)))
+        blocks = min(max(round(fraction * depth), 1), depth - 1)
+        return cached_by(case, seeds, DeltaDiT(every=every, blocks=blocks), "hold", None, None)
+
+    return Entry(method, f"every={every}, {fraction:.0%} of the blocks", run)
+
+
+def _entry(method: str, policy: Any, substitute: str = "hold") -> Entry:
+    def run(case: Case, seeds: Sequence[int]) -> Run:
+        return cached_by(case, seeds, policy, substitute, None, None)
+
+    return Entry(method, repr(policy), run)
