@@ -16,7 +16,7 @@ import cachepolicies
 from cachepolicies.adapters import MLP, adapter_of, blocks_of
 from cachepolicies.sites import layers_of
 from cachepolicies.testing import registered
-from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, plugin
+from cachepolicies_classics import FORA, PAB, AdaCache, DeepCache, DeltaDiT, plugin
 from enabled_pipelines import one_thread  # noqa: F401  # a fixture
 from more_pipelines import MORE
 from tiny_pipelines import PIPELINES
@@ -166,6 +166,7 @@ def test_pab_is_right_where_that_of_diffusers_is_not():
 
 
 METHODS = {
+    "adacache": (AdaCache(codebook=((1.0, 1),)), AdaCache(codebook=((1.0, 3),))),
     "fora": (FORA(every=1), FORA(every=2)),
     "pab": (PAB(spatial=1, temporal=1, cross=1), PAB(spatial=2, temporal=2, cross=3, window=(1, 990))),
     "delta-dit": (DeltaDiT(every=1, blocks=1), DeltaDiT(every=2, blocks=1)),
@@ -201,7 +202,7 @@ def test_every_method_serves_real_pipelines(method, key):
     calls = len({record.call for record in trace.records})
     assert 0 < once < calls * len(watched)
     evaluated = sum(any(record.evaluated) for record in trace.records)
-    if method in ("fora", "pab"):
+    if method in ("adacache", "fora", "pab"):
         assert once == evaluated
     assert not torch.equal(first, bare)
     assert torch.equal(sampled(key, pipe), bare)
@@ -215,4 +216,4 @@ def watched_modules(denoiser: nn.Module, method: str) -> list[nn.Module]:
         blocks = [block for block, _ in blocks_of(denoiser, adapter_of(denoiser)).values()]
         return [blocks[0], blocks[-1]]
     layers = layers_of(denoiser, adapter_of(denoiser)).values()
-    return [module for module, kind in layers if method == "fora" or kind != MLP]
+    return [module for module, kind in layers if method in ("adacache", "fora") or kind != MLP]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cachepolicies import CachedDenoiser, NeedsError, SettingsError, enable
 from cachepolicies.adapters import CROSS, MLP, SPATIAL, TEMPORAL
 from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, site_checks
-from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, FrontAndRear, plugin
+from cachepolicies_classics import FORA, PAB, AdaCache, DeepCache, DeltaDiT, FrontAndRear, plugin
 from cachepolicies_classics.deepcache import key_steps
 
 STEPS = 12
@@ -111,6 +111,7 @@ def of_kind(network: nn.Module) -> dict[str, str]:
 
 
 METHODS = {
+    "adacache": (AdaCache(codebook=((1.0, 1),)), AdaCache(codebook=((0.05, 4), (0.2, 3), (1.0, 2))), latte),
     "fora": (FORA(every=1), FORA(every=3), latte),
     "pab": (PAB(spatial=None, temporal=None, cross=None), PAB(mlp_blocks=1, mlp_timesteps=(600.0,)), latte),
     "delta-dit": (DeltaDiT(every=1, blocks=1), DeltaDiT(every=3, blocks=1), None),
@@ -151,6 +152,8 @@ PARTS = {"blocks[0:1]": "front", "blocks[1:2]": "front and rear", "blocks[2:3]":
 @parametrize_with_checks(
     [
         policy_checks(FORA()),
+        policy_checks(AdaCache(), site=ATTENTION),
+        policy_checks(AdaCache(codebook=((0.2, 4), (1.0, 2)), frames=3), site=ATTENTION, label="adacache-motion"),
         policy_checks(PAB(), site=ATTENTION),
         policy_checks(PAB(mlp_blocks=1, mlp_timesteps=(500.0,)), site=ATTENTION, label="pab-mlp"),
         policy_checks(DeltaDiT(), site=PARTS),
@@ -209,6 +212,44 @@ def test_pab_has_an_interval_a_kind_and_a_window() -> None:
             interval = {SPATIAL: 2, TEMPORAL: 3, CROSS: 6}[kind]
             held = [step for step in inside if step % interval]
         assert ran[path] == [step for step in range(STEPS) if step not in held], path
+
+
+@pytest.mark.parametrize("frames", [None, 2])
+def test_adacache_holds_as_long_as_the_codebook_says(frames: int | None) -> None:
+    """The temporal attention of the last of two blocks is compared, at computed steps, with its last output."""
+    network = latte()
+    probe = network.get_submodule("temporal_transformer_blocks.1.attn1")
+    outputs: dict[int, Tensor] = {}
+    at = [-1]
+    hooks = [network.register_forward_pre_hook(lambda *_: at.__setitem__(0, at[0] + 1))]
+    hooks.append(probe.register_forward_hook(lambda module, args, out: outputs.__setitem__(at[0], out.clone())))
+    book = ((0.02, 5), (0.05, 4), (0.1, 3), (0.3, 2), (1.0, 1))
+    policy = AdaCache(codebook=book, frames=frames, motion=(0.0, 1.0))
+    with enable(network, policy, learn=False) as enabled, enabled.run(TIMESTEPS):
+        sampled(network, *inputs(network))
+    for hook in hooks:
+        hook.remove()
+    due, last, before = 0, None, None
+    for step in range(STEPS):
+        computed = step < 2 or step >= STEPS - 2 or step >= due
+        assert (step in outputs) == computed, step
+        if not computed:
+            continue
+        motion = None
+        if frames is not None:  # one sample: its rows of the output are its places, and one after the other
+            films = outputs[step].flatten().reshape(frames, -1)
+            motion = float((films[1] - films[0]).abs().sum() / (films[1].abs().sum() + films[0].abs().sum()))
+            motion = (motion / 0.385) ** 8
+        if last is None:
+            due = step + 1
+        else:
+            then = outputs[last]
+            c = float((outputs[step] - then).abs().sum() / then.abs().sum()) / (step - last)
+            if motion is not None and before is not None:
+                c *= motion + abs(10 * (motion - before) / (step - last))
+            due = step + next((n for limit, n in book if c < limit), 1)
+        last, before = step, motion
+    assert 4 < len(outputs) < STEPS
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
@@ -272,6 +313,12 @@ def test_what_does_not_fit_is_refused() -> None:
         enable(network, DeltaDiT(), site="blocks")
     with pytest.raises(SettingsError, match="blocks is 4, and a WanTransformer3DModel has 4"):
         enable(network, DeltaDiT(blocks=4))
+    with pytest.raises(NeedsError, match="compares the outputs of an attention, and site 'mlp' has none"):
+        enable(network, AdaCache(), site="mlp")
+    with pytest.raises(SettingsError, match="block is 9, and 4 blocks have an attention"):
+        enable(network, AdaCache(block=9))
+    with pytest.raises(SettingsError, match="codebook is"):
+        AdaCache(codebook=((0.2, 3), (0.1, 2)))
     with pytest.raises(SettingsError, match="window is"):
         PAB(window=(800, 100))
     with pytest.raises(SettingsError, match=r"skip-branch.*cuts U-Nets"):

@@ -234,3 +234,26 @@ class CachePolicy(PolicySettings, declares=True):
             The next state.
         """
         return state
+
+    @property
+    def observes_places(self) -> bool:
+        """Whether `observe_place` is called, for a policy that decides once a call for many places; not by default."""
+        return False
+
+    def observe_place(self, step: Step, place: str, decision: Decision, output: Tensor, state: Any) -> Any:
+        """Take note of what flowed at one place of the call, and return the next state; the same one by default.
+
+        Called where ``observes_places``, at every place that the call reaches, the first one included, after
+        ``observe``; of several branches that share a decision, for the one that was called first.
+
+        Args:
+            step: the step that was decided on.
+            place: name of the place.
+            decision: what was carried out there.
+            output: ``(B, ...)`` what flows on from the place; not to be changed or kept without copying.
+            state: what ``observe``, or this for the place before, returned.
+
+        Returns:
+            The next state.
+        """
+        return state

@@ -56,6 +56,7 @@ class Engine:
         looks: whether latents are looked at: something may be reused, or somebody looks on.
         passes: whether calls pass through as they are: nothing is looked at, not by the policy either.
         by_place: whether the policy decides place by place.
+        observes_places: whether it decides once a call, and is told what flowed at every place.
         looks_at_input: whether policy or substitute look at what goes into a place.
     """
 
@@ -75,6 +76,7 @@ class Engine:
     looks: bool = field(init=False, repr=False)
     passes: bool = field(init=False, repr=False)
     by_place: bool = field(init=False, repr=False)
+    observes_places: bool = field(init=False, repr=False)
     looks_at_input: bool = field(init=False, repr=False)
 
     @reuses.default
@@ -96,6 +98,10 @@ class Engine:
     @by_place.default
     def _grain_of_policy(self) -> bool:
         return self.policy.grain == "place"
+
+    @observes_places.default
+    def _watched_places(self) -> bool:
+        return self.policy.observes_places and not self.by_place
 
     @looks_at_input.default
     def _wanted_inputs(self) -> bool:

@@ -38,12 +38,15 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     wanted = followed or check.decided(policy, step, group.state)
     if followed is None:
         group.point, group.t, group.served = run.next_point(), call.t, set()
+        group.branch = call.branch
     # Nothing is cached for a policy that never reuses, and there is nothing to look at.
     decision = check.sound(run, group, call, key, wanted) if served.engine.reuses else wanted
     answer = yield from _carried_out(served, arrival, group.point, decision)
     if followed is None:
         group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
     group.served.add(key)
+    if served.engine.observes_places and group.branch == call.branch:
+        group.state = policy.observe_place(step, arrival.place, decision, answer.output, group.state)
     if served.engine.watch is not None:
         served.engine.watch.served(step, decision, answer.output)
     fraction, audit = served.engine.settings.audit, None

@@ -69,6 +69,7 @@ class DecisionGroup:
         t: noise level of the current decision.
         served: branch and place of those that have followed the current decision.
         decision: the current decision as carried out.
+        branch: for which the current decision was taken.
     """
 
     state: Any
@@ -77,6 +78,7 @@ class DecisionGroup:
     t: float | None = None
     served: set[Key] = field(factory=set)
     decision: Decision | None = None
+    branch: str = ""
 
     def follows(self, t: float, key: Key) -> Decision | None:
         """Return the decision that a branch follows at a place, ``None`` where it has to be taken anew."""

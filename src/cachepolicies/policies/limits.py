@@ -14,6 +14,7 @@ from cachepolicies.base.settings import fraction, non_negative_int, one_of, plai
 from cachepolicies.contracts.policy import CachePolicy, Decision, Grain, Needs, PolicySettings
 from cachepolicies.contracts.reasons import Reason
 from cachepolicies.contracts.setup import Setup
+from cachepolicies.contracts.site import Site
 from cachepolicies.contracts.step import RunInfo, Step
 
 Rounding = Literal["floor", "half-up", "ceil"]
@@ -93,6 +94,11 @@ class Limited(PolicySettings):
     def name(self) -> str:
         """The policy's."""
         return self.policy.name
+
+    @property
+    def site(self) -> str | Site | None:
+        """The policy's."""
+        return self.policy.site
 
     def resolve(self, setup: Setup) -> CachePolicy:
         """Return the policy, resolved, within the limits."""
@@ -183,6 +189,15 @@ class LimitedPolicy(CachePolicy):
         """Return whether no streak would become too long."""
         most = self.limits.max_reuse
         return most is None or all(n < most for n, again in zip(state.reused, wanted.reuse, strict=True) if again)
+
+    @property
+    def observes_places(self) -> bool:
+        """Whether the policy does."""
+        return self.policy.observes_places
+
+    def observe_place(self, step: Step, place: str, decision: Decision, output: Tensor, state: _State) -> _State:
+        """Tell the policy."""
+        return evolve(state, inner=self.policy.observe_place(step, place, decision, output, state.inner))
 
     def observe(self, step: Step, decision: Decision, output: Tensor, state: _State) -> _State:
         """Count, and tell the policy what was done."""

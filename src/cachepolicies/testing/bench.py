@@ -242,12 +242,16 @@ class Watching(CachePolicy):
         inner: the policy.
         on_decide: called with policy, step and state; returns the decision.
         on_observe: called with policy, step, decision, output and state; returns the next state.
+        on_place: called with policy, step, place, decision, output and state; returns the next state.
     """
 
     inner: CachePolicy
     on_decide: Callable[[CachePolicy, Step, Any], Decision] = lambda policy, step, state: policy.decide(step, state)
     on_observe: Callable[[CachePolicy, Step, Decision, Tensor, Any], Any] = (
         lambda policy, step, decision, output, state: policy.observe(step, decision, output, state)
+    )
+    on_place: Callable[[CachePolicy, Step, str, Decision, Tensor, Any], Any] = (
+        lambda policy, step, place, decision, output, state: policy.observe_place(step, place, decision, output, state)
     )
 
     @property
@@ -281,6 +285,15 @@ class Watching(CachePolicy):
     def observe(self, step: Step, decision: Decision, output: Tensor, state: Any) -> Any:
         """Tell the policy."""
         return self.on_observe(self.inner, step, decision, output, state)
+
+    @property
+    def observes_places(self) -> bool:
+        """Whether the policy does."""
+        return self.inner.observes_places
+
+    def observe_place(self, step: Step, place: str, decision: Decision, output: Tensor, state: Any) -> Any:
+        """Tell the policy."""
+        return self.on_place(self.inner, step, place, decision, output, state)
 
 
 class BenchSite(ResolvedSite):

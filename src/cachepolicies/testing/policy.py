@@ -292,15 +292,25 @@ def never_changes_what_it_sees(case: PolicyCase, run: RunPlan, batch: Batch) -> 
 def keeps_no_tensor_of_the_caller(case: PolicyCase, run: RunPlan, batch: Batch) -> None:
     """What it remembers is its own: changing latent and output in place afterwards changes no decision."""
 
-    def scribbled(policy: CachePolicy, step: Step, decision: Decision, output: Tensor, state: Any) -> Any:
-        after = policy.observe(step, decision, output, state)
+    def scribble(step: Step, output: Tensor) -> None:
         for tensor in (step.x, output, *step.signals.values()):
             if tensor.is_contiguous():
                 tensor.add_(17.0)
+
+    def observed(policy: CachePolicy, step: Step, decision: Decision, output: Tensor, state: Any) -> Any:
+        after = policy.observe(step, decision, output, state)
+        if not policy.observes_places:
+            scribble(step, output)
+        return after
+
+    def at_place(policy: CachePolicy, step: Step, place: str, decision: Decision, output: Tensor, state: Any) -> Any:
+        after = policy.observe_place(step, place, decision, output, state)
+        scribble(step, output)
         return after
 
     plain = case.bench().sampled(run, _from(batch))
-    other = case.bench(Watching(case.policy(), on_observe=scribbled)).sampled(run, _from(batch))
+    watching = Watching(case.policy(), on_observe=observed, on_place=at_place)
+    other = case.bench(watching).sampled(run, _from(batch))
     same(difference_between(plain.summary(), other.summary(), "the trace"), "it follows the caller's tensors")
 
 

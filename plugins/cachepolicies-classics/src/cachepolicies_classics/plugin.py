@@ -1,6 +1,7 @@
 """The hooks: policies, and the site of Delta-DiT."""
 
 from cachepolicies.hookspecs import Register, hookimpl
+from cachepolicies_classics.adacache import AdaCache
 from cachepolicies_classics.deepcache import DeepCache
 from cachepolicies_classics.delta_dit import DeltaDiT
 from cachepolicies_classics.fora import FORA
@@ -11,6 +12,7 @@ from cachepolicies_classics.pab import PAB
 @hookimpl
 def cachepolicies_register_policies(register: Register) -> None:
     """Register the policies."""
+    register("adacache", AdaCache, "Holds attention and MLPs for as long as one block's change allows.")
     register("deepcache", DeepCache, "Computes a U-Net below a skip connection at some steps only.")
     register("delta-dit", DeltaDiT, "Holds the last blocks first, and the first blocks later.")
     register("fora", FORA, "Computes every attention and every MLP at every n-th step.")
