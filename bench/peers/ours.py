@@ -9,7 +9,7 @@ import attrs
 from cases import Case, sampled, uncached
 from entry import Entry, Run
 
-from cachepolicies import CachedDenoiser, Profile
+from cachepolicies import CachedDenoiser, Profile, Substitute
 from cachepolicies.planning import best_plan, plan
 from cachepolicies.policies import Schedule
 from cachepolicies.profiles.subset import of_samples
@@ -131,7 +131,12 @@ def _rule(method: str, policy: str, substitute: str, *, profiled: bool = False, 
 
 
 def cached_by(
-    case: Case, seeds: Sequence[int], policy: Any, substitute: str, profile: Profile | None, site: str | None
+    case: Case,
+    seeds: Sequence[int],
+    policy: Any,
+    substitute: str | Substitute,
+    profile: Profile | None,
+    site: str | None,
 ) -> Run:
     """Return what a policy of this library gives; without a site it is cut where the policy says."""
     workload = case.workload

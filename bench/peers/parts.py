@@ -9,9 +9,10 @@ from cases import Case
 from entry import Entry, Run
 from ours import cached_by
 
+from cachepolicies import Substitute
 from cachepolicies.adapters import adapter_of, blocks_of
 from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT
-from cachepolicies_drafts import DBCache, DiCache, FirstBlock
+from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -33,7 +34,7 @@ def of_ranges() -> list[Entry]:
         found.append(_entry("DBCache F1B1", DBCache(first=1, last=1, threshold=value)))
         found.append(_entry("DBCache F1B0, linear", DBCache(first=1, threshold=value), "linear"))
     for value in (0.1, 0.2, 0.4, 0.8, 1.6):
-        found.append(_entry("DiCache", DiCache(threshold=value), "aligned"))
+        found.append(_entry("DiCache", DiCache(threshold=value), Aligned()))
     return found
 
 
@@ -59,7 +60,7 @@ def _deep(method: str, every: int, fraction: float) -> Entry:
     return Entry(method, f"every={every}, {fraction:.0%} of the blocks", run)
 
 
-def _entry(method: str, policy: Any, substitute: str = "hold") -> Entry:
+def _entry(method: str, policy: Any, substitute: str | Substitute = "hold") -> Entry:
     def run(case: Case, seeds: Sequence[int]) -> Run:
         return cached_by(case, seeds, policy, substitute, None, None)
 
