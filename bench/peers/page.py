@@ -26,6 +26,20 @@ DEFAULT = (FREE[1], "seacache:threshold=0.25,max_reuse=2")
 SEA_DEFAULT = (SEA, "threshold=0.25,order=1,most=2")
 """The defaults of diffusers' SeaCacheConfig."""
 
+PARTS = (
+    "DBCache F1B0, linear",
+    "DBCache F1B1",
+    "DeepCache",
+    "DeepCache, dense keys",
+    "Delta-DiT",
+    "DiCache",
+    "FirstBlockCache",
+    "FORA",
+    "PAB",
+    "PAB, no window",
+)
+"""Methods that reuse parts of the network, of the packages in ``plugins/``."""
+
 PEERS = ("diffusers", "cache-dit", "hicache-pp")
 SLACK = 0.5
 """Decibels that are noise."""
@@ -65,6 +79,7 @@ def page(rows: Sequence[Row]) -> str:
     steps = _differences(rows, cells, [FULL], [FEWER], "mean")
     one_run = _differences(rows, cells, [ONE_RUN], [SEA], "mean")
     free = _differences(rows, cells, FREE, [SEA], "mean")
+    parts = _differences(rows, cells, [FULL], PARTS, "mean")
     first, samples = rows[0], rows[0]["samples"]
     versions = "; or ".join(dict.fromkeys(row["versions"] for row in rows))
     return "\n".join(
@@ -80,6 +95,9 @@ def page(rows: Sequence[Row]) -> str:
             f"{_short('below', steps, 0.0)}.",
             f"- Planned from one uncached run, no weights, against SeaCache of diffusers: "
             f"{mean(one_run.values()):+.1f} dB over {len(one_run)} cells; {_short('below', one_run)}.",
+            f"- Against the best of the methods that reuse parts of the network (AdaCache excepted), on this library's "
+            f"engine, from `plugins/`: {mean(parts.values()):+.1f} dB over {len(parts)} cells, "
+            f"{min(parts.values()):+.1f} at least; {_short('below', parts)}.",
             f"- Without a profile, the better of evenly spaced and SeaCache's rule, both with the corrected line, "
             f"against SeaCache of diffusers: {mean(free.values()):+.1f} dB; {_short('below', free)}.",
             f"- With nothing tuned: `{DEFAULT[1]}` with the corrected line against the defaults of diffusers' "
