@@ -287,8 +287,14 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
 
     Raises:
         NeedsError: a signal, a profile, or something in the profile is missing; or the site cannot correct.
+        PolicyError: the policy decides place by place, and has an `observe_place`.
     """
     needs, site = policy.needs, setup.site
+    if policy.observes_places and policy.grain == "place":
+        raise PolicyError(
+            f"policy {policy.name!r} decides place by place, so that observe is told of every place; observe_place is "
+            "for one that decides once a call"
+        )
     for user, signals in (
         (f"policy {policy.name!r}", needs.signals),
         (f"substitute {substitute.name!r}", substitute.signals),

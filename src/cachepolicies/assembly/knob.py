@@ -59,7 +59,16 @@ def settings_for(settings: PolicySettings, evaluations: int, num_steps: int, set
     def found(threshold: float) -> float:
         made = open_.with_knob(threshold)
         own = made.simulated(profile)
-        return float(np.mean(runs.evaluations(made.resolve(setup)) if own is None else own))
+        if own is not None:
+            return float(np.mean(own))
+        resolved = made.resolve(setup)
+        if resolved.observes_places:
+            raise NeedsError(
+                f"policy {settings.name!r} looks at what flows at every place, which a profile does not tell: a budget "
+                f"cannot be solved for; give {knob}=..., or let its settings say how many steps they evaluate "
+                "(`simulated`)"
+            )
+        return float(np.mean(runs.evaluations(resolved)))
 
     low, high = _bracket(found, wanted)
     above, below = found(low), found(high)

@@ -237,14 +237,14 @@ class CachePolicy(PolicySettings, declares=True):
 
     @property
     def observes_places(self) -> bool:
-        """Whether `observe_place` is called, for a policy that decides once a call for many places; not by default."""
-        return False
+        """Whether `observe_place` is called: where the policy has one, and decides once a call."""
+        return type(self).observe_place is not CachePolicy.observe_place
 
     def observe_place(self, step: Step, place: str, decision: Decision, output: Tensor, state: Any) -> Any:
         """Take note of what flowed at one place of the call, and return the next state; the same one by default.
 
-        Called where ``observes_places``, at every place that the call reaches, the first one included, after
-        ``observe``; of several branches that share a decision, for the one that was called first.
+        For a policy that decides once a call for several places. Called at every place that the call reaches, the first
+        one included, after ``observe``; of several branches that share a decision, for the one that was called first.
 
         Args:
             step: the step that was decided on.

@@ -164,7 +164,7 @@ def where_it_never_reuses_it_is_the_bare_model(
     """If `reuses` is False, it wants no reuse, and the wrapped model is the bare one bit for bit, of its type."""
     model, policy = denoiser.build(), case.policy()
     # A function: a profile cannot know that it was calibrated for another class.
-    cached = CachedDenoiser(lambda x, t: model(x, t), policy, profile=case.profile)
+    cached = CachedDenoiser(lambda x, t: model(x, t), policy, profile=case.profile, site="output")
     with cached.run(timesteps=run.timesteps) as handle:
         for number, t in enumerate(run.calls):
             x = Batch(batch.samples, 1, batch.seed, batch.pace, denoiser.dtype).latents(number)

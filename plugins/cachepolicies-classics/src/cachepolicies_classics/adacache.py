@@ -152,11 +152,6 @@ class Adapts(CachePolicy):
         """Unless every interval is one step."""
         return any(steps > 1 for _, steps in self.settings.codebook)
 
-    @property
-    def observes_places(self) -> bool:
-        """To see the attention."""
-        return True
-
     def start(self, run: RunInfo) -> _Seen:
         """Return what is known: nothing yet."""
         count = run.decisions
