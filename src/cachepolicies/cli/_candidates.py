@@ -84,15 +84,21 @@ def _check(fields: Fields) -> None:
         policies().create(policy)
     if "substitute" in fields:
         substitutes().create(fields["substitute"])
-    site = fields.get("site")
-    if site is not None and "." not in site and site.partition(":")[0] not in sites():
-        known = sites().names()
-        raise SettingsError(
-            f"unknown site {site!r}: {nearest_match_hint(site, known)}; or give the path of a submodule, with a dot"
-        )
+    if "site" in fields:
+        _check_site(fields["site"])
     as_budget(fields.get("budget"), fields.get("target"))
     if not fields.get("steps", "1").isdecimal():
         raise SettingsError(f"steps={fields['steps']} is no whole number")
+
+
+def _check_site(site: str) -> None:
+    """Refuse what is neither a registered name nor a path, a pattern, a range of blocks, or several of these."""
+    if site.partition(":")[0] in sites():
+        return
+    for part in site.split("+"):
+        if not any(mark in part for mark in ".*[") and part.partition(":")[0] not in sites():
+            hint = nearest_match_hint(part, sites().names())
+            raise SettingsError(f"unknown site {part!r}: {hint}; or give the path of a submodule, with a dot")
 
 
 def _label(fields: Fields, common: Fields) -> str:

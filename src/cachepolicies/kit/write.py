@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -32,6 +33,7 @@ _NEW_WORD = re.compile(r"(?<=[a-z0-9A-Z])(?=[A-Z][a-z])")
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]*")
 _LONGEST = 60
+_TAKEN = ("plugin", "none", "true", "false")
 
 
 @frozen
@@ -63,6 +65,8 @@ class Names:
                 else "give small letters and digits, words joined by '-': every-third"
             )
             raise SettingsError(f"name is {shown(name)}; {how} (at most {_LONGEST} characters)")
+        if keyword.iskeyword(name) or name in _TAKEN:
+            raise SettingsError(f"name is {shown(name)}; no module and no class of Python can be called so")
         words = _NEW_WORD.split(name) if kind == "adapter" else name.split("-")
         return cls(name, tuple(word.lower() for word in words), kind)
 

@@ -101,6 +101,8 @@ class Plugins:
 _lock = threading.RLock()
 _loading = False
 _loaded: Plugins | None = None
+_extra: tuple[tuple[object, Source], ...] = ()
+"""Plugins that `registered` has put beside those that are installed."""
 
 
 def load_plugins(*, refresh: bool = False) -> Plugins:
@@ -154,7 +156,7 @@ def registered(plugin: object, distribution: str = "registered") -> Iterator[Plu
     Raises:
         PluginError: it implements no hook, or a name is taken.
     """
-    global _loaded
+    global _loaded, _extra
     loaded = load_plugins()
     if any(
         entry.source.distribution == distribution for registry in loaded.registries() for entry in registry.entries()
@@ -162,12 +164,14 @@ def registered(plugin: object, distribution: str = "registered") -> Iterator[Plu
         yield loaded
         return
     with _lock:
-        before, _loaded = _loaded, _load((plugin, Source(distribution, "0")))
+        before, extra = _loaded, _extra
+        _extra = (*extra, (plugin, Source(distribution, "0")))
+        _loaded = _load(*_extra)
     try:
         yield load_plugins()
     finally:
         with _lock:
-            _loaded = before
+            _loaded, _extra = before, extra
 
 
 def adapters() -> Registry[Adapter]:

@@ -21,6 +21,7 @@ from cachepolicies.engine.engine import ServedCall
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.sites._gate import Handler, gates
 from cachepolicies.sites._graphs import compiling_around
+from cachepolicies.sites._whereabouts import Whereabouts
 from cachepolicies.sites.flops import CountedFlops, can_count
 from cachepolicies.sites.signals import read_signal
 
@@ -33,11 +34,13 @@ class Underway:
         invocation: runs the denoiser.
         rows: of the caller's batch.
         reached: places that the forward has come to.
+        calls: of modules that are places, so far.
     """
 
     def __init__(self, served: ServedCall, invocation: Invocation) -> None:
         self.served, self.invocation, self.rows = served, invocation, invocation.batch
         self.reached: set[str] = set()
+        self.calls: dict[nn.Module, int] = {}
         self.counter: CountedFlops | None = None
         self.counted: dict[str, int] = {}
 
@@ -74,6 +77,8 @@ class PlacesSite(ResolvedSite, Generic[U]):
         # Handlers are kept, one set a thread: the guards of compiled blocks ask for the same objects.
         self._handlers: WeakKeyDictionary[threading.Thread, Mapping[nn.Module, Handler]] = WeakKeyDictionary()
         self._underway: dict[int, U] = {}
+        self._whereabouts = Whereabouts(network, ())
+        self._lacking = False
 
     @property
     def name(self) -> str:
@@ -103,6 +108,9 @@ class PlacesSite(ResolvedSite, Generic[U]):
     def handlers(self) -> Mapping[nn.Module, Handler]:
         """Return new gates, for one thread."""
 
+    def find_again(self) -> None:
+        """Find the places where they are now: modules were exchanged since; nothing by default."""
+
     def over(self, now: U) -> None:
         """Look at a call after its forward.
 
@@ -126,11 +134,13 @@ class PlacesSite(ResolvedSite, Generic[U]):
     def serve(self, served: ServedCall, invocation: Invocation) -> Any:
         """Serve one call; see `ResolvedSite.serve`."""
         thread = threading.get_ident()
-        now = self._underway[thread] = self.begun(served, invocation)
+        now, handlers = self.begun(served, invocation), self._of_this_thread()
+        self._underway[thread] = now
         try:
-            with gates(self._of_this_thread()), self._measuring(now, invocation):
+            with gates(handlers), self._measuring(now, invocation):
                 output = invocation.run(None)
             self.over(now)
+            self._lacking = not now.reached <= self._shares.keys()
             served.leave()
             return output
         except BaseException:
@@ -150,6 +160,11 @@ class PlacesSite(ResolvedSite, Generic[U]):
 
     def _of_this_thread(self) -> Mapping[nn.Module, Handler]:
         thread = threading.current_thread()
+        if not self._whereabouts.unchanged() and not self._underway:
+            self.find_again()
+            self._handlers = WeakKeyDictionary()
+            self._shares.clear()
+            self._countable = True
         found = self._handlers.get(thread)
         if found is None:
             found = self._handlers[thread] = self.handlers()
@@ -158,7 +173,12 @@ class PlacesSite(ResolvedSite, Generic[U]):
     @contextmanager
     def _measuring(self, now: U, invocation: Invocation) -> Iterator[None]:
         """On the first call of all, count what the whole call costs and what each place does."""
-        if self._shares or not self._countable or not now.served.engine.reuses or compiling_around():
+        if (
+            (self._shares and not self._lacking)
+            or not self._countable
+            or not now.served.engine.reuses
+            or compiling_around()
+        ):
             yield
             return
         if not can_count(invocation.function, self.network):
@@ -170,7 +190,7 @@ class PlacesSite(ResolvedSite, Generic[U]):
             yield
         if not counter.whole:
             self._countable = False
-        elif counter.total:
+        elif counter.total and now.counted.keys() >= now.reached:
             self._shares.update({place: counted / counter.total for place, counted in now.counted.items()})
 
 

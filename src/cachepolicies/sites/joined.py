@@ -52,4 +52,13 @@ class Joined(Site):
                 raise SettingsError(f"site {names!r}: two of its parts have {again[0]!r} in common")
             modules.update(site.modules)
             kinds.update(site.kinds)
-        return ModulesSite(names, network, modules, signals, kinds=kinds)
+
+        def find() -> dict[str, nn.Module]:
+            found: dict[str, nn.Module] = {}
+            for site in resolved:
+                if isinstance(site, ModulesSite):
+                    site.find_again()
+                    found.update(site.modules)
+            return found
+
+        return ModulesSite(names, network, modules, signals, kinds=kinds, find=find)

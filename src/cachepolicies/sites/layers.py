@@ -17,6 +17,7 @@ from torch import nn
 
 from cachepolicies.adapters.find import adapter_of, blocks_of
 from cachepolicies.base.errors import SettingsError
+from cachepolicies.base.foreign import inside_compiled
 from cachepolicies.base.settings import a_name
 from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, TEMPORAL, Adapter
 from cachepolicies.contracts.setup import Setup
@@ -44,15 +45,20 @@ def _matching(module: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """Return the modules below one whose path a pattern names, in which ``*`` stands for (a part of) any one name.
 
     The number of a call, behind ``#``, is kept.
+
+    Raises:
+        SettingsError: it is none.
     """
     pattern, again, number = pattern.partition(AGAIN)
+    if again and (not number.isdecimal() or int(number) < 2):
+        raise SettingsError(f"path {pattern + again + number!r}: behind {AGAIN} stands the number of a call, from 2")
     names = [re.compile(translate(name)) for name in pattern.split(".")]
     found: dict[str, nn.Module] = {"": module}
     for name in names:
         found = {
             f"{path}.{child}".lstrip("."): below
             for path, above in found.items()
-            for child, below in above.named_children()
+            for child, below in (inside_compiled(above) or above).named_children()
             if name.match(child)
         }
     return {f"{path}{again}{number}": below for path, below in found.items()}
@@ -88,6 +94,10 @@ class Layers(Site):
         refuse_frozen_graphs(network)
         adapter = adapter_of(network) if setup.adapter is None else setup.adapter
         known = layers_of(network, adapter)
+
+        def find() -> dict[str, nn.Module]:
+            return {path: module for path, (module, kind) in layers_of(network, adapter).items() if kind in self.kinds}
+
         chosen = {path: (module, kind) for path, (module, kind) in known.items() if kind in self.kinds}
         if not chosen:
             kinds = ", ".join(sorted({kind for _, kind in known.values()})) or "none"
@@ -103,6 +113,7 @@ class Layers(Site):
             {path: module for path, (module, _) in chosen.items()},
             outside_signals(setup),
             kinds={path: kind for path, (_, kind) in chosen.items()},
+            find=find,
         )
 
 
@@ -154,4 +165,7 @@ class Pattern(Site):
             )
         known = {} if setup.adapter is None else layers_of(network, setup.adapter)
         kinds = {path: known[path][1] for path in chosen if path in known}
-        return ModulesSite(self.pattern, network, chosen, outside_signals(setup), kinds=kinds)
+        pattern = self.pattern
+        return ModulesSite(
+            pattern, network, chosen, outside_signals(setup), kinds=kinds, find=lambda: _matching(network, pattern)
+        )

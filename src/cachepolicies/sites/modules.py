@@ -22,6 +22,7 @@ from cachepolicies.sites._gate import Handler
 from cachepolicies.sites._graphs import GateOfSite, Resume
 from cachepolicies.sites._places import PlacesSite, Underway, check_some
 from cachepolicies.sites._rows import by_sample, copies_of, pack, replace_tensors, tensors_in, unpack
+from cachepolicies.sites._whereabouts import Whereabouts
 
 AGAIN = "#"
 """Between the path of a module and the number of its call, in the name of a place: ``"blocks.0.ff#2"``."""
@@ -83,6 +84,7 @@ class ModulesSite(PlacesSite[Underway]):
         signals: Mapping[str, Signal] | None = None,
         *,
         kinds: Mapping[str, str] | None = None,
+        find: Callable[[], Mapping[str, nn.Module]] | None = None,
     ) -> None:
         """Take the modules.
 
@@ -93,6 +95,8 @@ class ModulesSite(PlacesSite[Underway]):
                 has as many places.
             signals: read from the latent and t, by name; see `cachepolicies.sites.outside_signals`.
             kinds: of the modules by place, ``"mlp"`` say, as far as they are known.
+            find: returns the modules anew, where places are named by their paths: they are looked up again where LoRA
+                has wrapped some, or others were exchanged.
 
         Raises:
             SettingsError: there is none.
@@ -101,6 +105,18 @@ class ModulesSite(PlacesSite[Underway]):
         super().__init__(name, network, signals)
         self._modules = dict(modules)
         self._kinds = dict(kinds or {})
+        self.find = find
+        self._note_whereabouts()
+
+    def _note_whereabouts(self) -> None:
+        paths = () if self.find is None else (place.partition(AGAIN)[0] for place in self._modules)
+        self._whereabouts = Whereabouts(self.network, paths)
+
+    def find_again(self) -> None:
+        """Find the modules at their paths."""
+        if self.find is not None:
+            self._modules = dict(self.find())
+            self._note_whereabouts()
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -123,26 +139,37 @@ class ModulesSite(PlacesSite[Underway]):
 
     def handlers(self) -> Mapping[nn.Module, Handler]:
         """Return a gate for each module."""
-        places: dict[nn.Module, list[str]] = {}
+        places: dict[nn.Module, dict[int, str]] = {}
         for place, module in self._modules.items():
-            places.setdefault(module, []).append(place)
-        return {module: _Around(self, of) for module, of in places.items()}
+            _, _, number = place.partition(AGAIN)
+            places.setdefault(module, {})[int(number) if number.isdecimal() else 1] = place
+        return {module: _Around(self, module, of) for module, of in places.items()}
 
     def around(
-        self, places: list[str], run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        module: nn.Module,
+        places: Mapping[int, str],
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
-        """Serve the next place of a module: run the module, or return what stands in.
+        """Serve the next call of a module: run it, or return what stands in; a call that is no place runs.
 
         Raises:
             RunError: the module was called more often in this call than it has places.
         """
         now = self.now
-        place = next((each for each in places if each not in now.reached), None)
+        number = now.calls[module] = now.calls.get(module, 0) + 1
+        place = places.get(number)
         if place is None:
+            last = max(places)
+            if number < last:
+                return run(*args, **kwargs)
+            first = places[last].partition(AGAIN)[0]
             raise RunError(
-                f"place {places[-1]!r} of site {self.name!r} was reached twice in one call of "
+                f"place {places[last]!r} of site {self.name!r} was reached twice in one call of "
                 f"{type(self.network).__name__}; a module that runs several times in a call needs a place for each: "
-                f"{AGAIN.join((places[0], str(len(places) + 1)))!r} would be its next"
+                f"{first + AGAIN + str(number)!r} would be its next"
             )
         now.reached.add(place)
         given = first_tensor(args, kwargs, now.rows, place) if now.served.engine.looks_at_input else None
@@ -171,10 +198,10 @@ class ModulesSite(PlacesSite[Underway]):
 class _Around(GateOfSite):
     """The gate of one module, and the places that its calls are, in turn."""
 
-    def __init__(self, site: ModulesSite, places: list[str]) -> None:
+    def __init__(self, site: ModulesSite, module: nn.Module, places: Mapping[int, str]) -> None:
         super().__init__(site)
-        self.places = places
+        self.module, self.places = module, places
 
     def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the site decide."""
-        return self.site.around(self.places, resume(proceed), args, kwargs)
+        return self.site.around(self.module, self.places, resume(proceed), args, kwargs)

@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
 from cachepolicies.adapters.find import adapter_of, blocks_of
 from cachepolicies.base.errors import InputError, RunError, SettingsError
 from cachepolicies.base.foreign import writes_so_far
-from cachepolicies.contracts.adapter import Adapter
+from cachepolicies.contracts.adapter import Adapter, submodule
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.signal import Signal
 from cachepolicies.contracts.site import Site
@@ -28,6 +28,7 @@ from cachepolicies.sites._graphs import GateOfSite, Resume
 from cachepolicies.sites._inside import Bypass
 from cachepolicies.sites._places import PlacesSite, Underway, check_some
 from cachepolicies.sites._rows import pack, unpack
+from cachepolicies.sites._whereabouts import Whereabouts
 from cachepolicies.sites.blocks import Between, handed_on, refuse_frozen_graphs
 from cachepolicies.sites.signals import outside_signals, read_signal
 
@@ -35,7 +36,7 @@ PROBE, PREFIX, PREFIX_STREAMS = "probe", "prefix", "prefix_streams"
 """Names of the signals of a range, ``(B, ...)``: what enters it, and what the blocks in front of it have added to that,
 both of the streams that are heard behind the stack; and the latter of all streams, as the range remembers them."""
 
-_WRITTEN = re.compile(r"blocks\[\s*(-?\d*)\s*:\s*(-?\d*)\s*\]")
+_WRITTEN = re.compile(r"blocks\[\s*(-?\d+|)\s*:\s*(-?\d+|)\s*\]")
 
 
 @frozen(eq=False)
@@ -49,6 +50,7 @@ class Range:
         kind: what a site says of it to policies, see `ResolvedSite.kinds`; empty for nothing.
         behind: the first block of the stack, where the range begins behind it and the same streams flow from there on.
         heard: those of the streams that are heard behind the stack.
+        behind_path: of ``behind``.
     """
 
     place: str
@@ -57,6 +59,13 @@ class Range:
     kind: str = ""
     behind: nn.Module | None = None
     heard: tuple[str, ...] = ()
+    behind_path: str = ""
+
+    def found_again(self, network: nn.Module) -> Range:
+        """Return the same range with the blocks that the network has now."""
+        blocks = {path: submodule(network, path, f"site {self.place!r}") for path in self.blocks}
+        behind = None if self.behind is None else submodule(network, self.behind_path, f"site {self.place!r}")
+        return evolve(self, blocks=blocks, behind=behind)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -97,7 +106,7 @@ def range_of(network: nn.Module, adapter: Adapter, start: int | None, stop: int 
     before = stack[: stack.index(chosen[0])]
     if before and {(blocks.hands_on, blocks.part) for _, (_, blocks) in before} == forms and not adapter.take_turns:
         heard = tuple(name for name in found.streams if name in adapter.streams)
-        return evolve(found, behind=before[0][1][0], heard=heard)
+        return evolve(found, behind=before[0][1][0], heard=heard, behind_path=before[0][0])
     return found
 
 
@@ -106,8 +115,13 @@ def written_range(text: str) -> BlockRange | None:
     found = _WRITTEN.fullmatch(text.strip())
     if found is None:
         return None
-    start, stop = (None if number in ("", "-") else int(number) for number in found.groups())
+    start, stop = (None if not number else int(number) for number in found.groups())
     return BlockRange(start, stop)
+
+
+def _whole(instance: object, attribute: Any, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise TypeError(f"{attribute.name} is the number of a block")
 
 
 @frozen
@@ -121,8 +135,8 @@ class BlockRange(Site):
 
     name: ClassVar[str] = "block-range"
 
-    start: int | None = None
-    stop: int | None = None
+    start: int | None = field(default=None, validator=_whole)
+    stop: int | None = field(default=None, validator=_whole)
 
     def resolve(self, setup: Setup) -> RangesSite:
         """Return the range on the network.
@@ -204,10 +218,13 @@ class RangesSite(PlacesSite[_Underway]):
             SettingsError: there is none; or two have a block in common.
         """
         super().__init__(name, network, signals)
-        self.ranges = {each.place: each for each in ranges}
+        given = list(ranges)
+        self.ranges = {each.place: each for each in given}
+        self._whereabouts = Whereabouts(network, (path for each in given for path in each.blocks))
         check_some(self.ranges, name, network)
         seen: dict[str, str] = {}
-        for place, each in self.ranges.items():
+        for each in given:
+            place = each.place
             for path in each.blocks:
                 if path in seen:
                     raise SettingsError(f"site {name!r}: {seen[path]} and {place} have the block {path!r} in common")
@@ -238,6 +255,11 @@ class RangesSite(PlacesSite[_Underway]):
     def modules(self) -> Mapping[str, nn.Module]:
         """The first block of each."""
         return {place: next(iter(each.blocks.values())) for place, each in self.ranges.items()}
+
+    def find_again(self) -> None:
+        """Find the blocks at their paths."""
+        self.ranges = {place: each.found_again(self.network) for place, each in self.ranges.items()}
+        self._whereabouts = Whereabouts(self.network, (path for each in self.ranges.values() for path in each.blocks))
 
     def begun(self, served: ServedCall, invocation: Invocation) -> _Underway:
         """Return the state of a new call."""
@@ -387,7 +409,9 @@ class RangesSite(PlacesSite[_Underway]):
         for name, entered, left, version, on in streams:
             if not on or entered is None:
                 continue
-            if writes_so_far(entered) != version or entered.data_ptr() == left.data_ptr():
+            if writes_so_far(entered) != version or (
+                entered.is_inference() and left is not entered and entered.data_ptr() == left.data_ptr()
+            ):
                 raise InputError(
                     f"{each.place} of {kind} changes the stream {name!r} in place, so that what entered is gone; use "
                     "site='output'"

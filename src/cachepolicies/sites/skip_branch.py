@@ -6,6 +6,7 @@ on the way up, and what the way up gets from below is what it got at the last re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,12 +24,17 @@ from cachepolicies.sites._gate import Handler
 from cachepolicies.sites._graphs import GateOfSite, Resume
 from cachepolicies.sites._inside import InsideSite
 from cachepolicies.sites._rows import replace_tensors, tensors_in
+from cachepolicies.sites._whereabouts import Whereabouts
 from cachepolicies.sites.blocks import refuse_frozen_graphs
 from cachepolicies.sites.modules import OutputTensors
 from cachepolicies.sites.signals import outside_signals, read_signal
 
 _LAYER = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
 """The lists of a block that have an entry for each of its layers, in the order in which a layer runs them."""
+
+
+_UNLIKE = re.compile(r"K[A-Z]|Skip|AttnSkip|.*1D")
+"""Blocks that hand on a second stream (NCSN++), or one skip connection a block."""
 
 
 @frozen(eq=False)
@@ -56,12 +62,29 @@ def below_branch(network: nn.Module, branch: int) -> Below:
     """
     kind = type(network).__name__
     down, mid, up = (getattr(network, name, None) for name in ("down_blocks", "mid_block", "up_blocks"))
+    if isinstance(down, nn.ModuleList) and isinstance(up, nn.ModuleList) and mid is None:
+        raise SettingsError(f"site 'skip-branch': this {kind} has no middle block; use site='output'")
     if not isinstance(down, nn.ModuleList) or not isinstance(mid, nn.Module) or not isinstance(up, nn.ModuleList):
         raise SettingsError(
             f"site 'skip-branch' cuts U-Nets with down_blocks, mid_block and up_blocks, and {kind} is none; use "
             "site='output', or name a module"
         )
+    for path, block in (*down.named_children(), *up.named_children()):
+        if _UNLIKE.match(type(block).__name__):
+            raise SettingsError(
+                f"site 'skip-branch': block {path} of {kind} is a {type(block).__name__}, which passes its skip "
+                "connections on in a way of its own; use site='output' or site='blocks'"
+            )
     layers = [_layers(block, f"up_blocks.{at}", kind) for at, block in enumerate(up)]
+    for at, block in enumerate(down):
+        put = len(_layers(block, f"down_blocks.{at}", kind))
+        taken = len(layers[len(up) - 1 - at]) if at < len(up) else 0
+        if taken != put + 1:
+            raise SettingsError(
+                f"site 'skip-branch': down_blocks.{at} of {kind} has {put} layers and the block that mirrors it "
+                f"{taken}, where each layer on the way up takes one skip connection; use site='output' or "
+                "site='blocks'"
+            )
     at, count = 0, branch
     while at < len(down) and count >= len(layers[len(up) - 1 - at]):
         count -= len(layers[len(up) - 1 - at])
@@ -144,7 +167,12 @@ class SkipBranchSite(InsideSite):
         self.branch = branch
         self._signals = dict(signals or {})
         self._forms: dict[str, OutputTensors] = {}
-        below = below_branch(network, branch).modules
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Build the gates for the modules that the network has now."""
+        below = below_branch(self.network, self.branch).modules
+        self._whereabouts = Whereabouts(self.network, below)
         first, last = next(iter(below)), list(below)[-1]
         self._gates: dict[nn.Module, Handler] = {
             module: _Around(self, path, first=path == first, last=path == last) for path, module in below.items()
@@ -167,6 +195,8 @@ class SkipBranchSite(InsideSite):
 
     def handlers(self, signals: frozenset[str]) -> Mapping[nn.Module, Handler]:
         """Return the gates of the modules below the branch."""
+        if not self._whereabouts.unchanged():
+            self._resolve()
         return self._gates
 
     # -- for the gates --------------------------------------------------------------------------------------------

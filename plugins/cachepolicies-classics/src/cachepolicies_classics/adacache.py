@@ -37,8 +37,14 @@ def _pairs(values: Iterable[Iterable[float]]) -> tuple[tuple[float, int], ...]:
     found = []
     for pair in values:
         limit, steps = pair
+        if isinstance(steps, bool) or int(steps) != steps:
+            raise TypeError(f"{steps!r} is no number of steps")
         found.append((float(limit), int(steps)))
     return tuple(found)
+
+
+def _fractions(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(values)
 
 
 @frozen
@@ -78,14 +84,18 @@ class AdaCache(PolicySettings):
     first: int = field(default=2, validator=[instance_of(int), ge(1)])
     last: int = field(default=2, validator=[instance_of(int), ge(0)])
     frames: int | None = field(default=None, validator=optional(instance_of(int)))
-    motion: tuple[float, float] = field(default=(4 / 30, 26 / 30))
+    motion: tuple[float, ...] = field(default=(4 / 30, 26 / 30), converter=_fractions)
 
     def __attrs_post_init__(self) -> None:
         limits = [limit for limit, _ in self.codebook]
-        if not limits or limits != sorted(set(limits)) or any(steps < 1 for _, steps in self.codebook):
+        rising = bool(limits) and all(map(math.isfinite, limits)) and limits == sorted(set(limits))
+        if not rising or any(steps < 1 for _, steps in self.codebook):
             raise SettingsError(
                 f"adacache: codebook is {self.codebook}; give pairs of a limit, rising, and a number of steps from 1"
             )
+        numbers = [value for value in self.motion if isinstance(value, int | float)]
+        if len(numbers) != 2 or len(self.motion) != 2 or not 0.0 <= numbers[0] <= numbers[1] <= 1.0:
+            raise SettingsError(f"adacache: motion is {self.motion}; give two fractions of the run, the lower first")
         if self.frames is not None and self.frames < 2:
             raise SettingsError(f"adacache: frames is {self.frames}; motion takes two, None leaves it out")
 

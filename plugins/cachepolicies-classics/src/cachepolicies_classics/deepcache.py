@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, instance_of, optional
+from attrs.validators import and_, ge, gt, instance_of, le, optional
 
 from cachepolicies import CachePolicy, Decision, Needs, RunInfo, SettingsError, Site, Step
 from cachepolicies.sites import SkipBranch
@@ -70,15 +70,15 @@ class DeepCache(CachePolicy):
         interval: n: of N steps, the first of every n is a key step; 1 computes everything.
         branch: number of the skip connection, 0 is the topmost; see the site ``skip-branch``.
         center: step around which the N / n key steps lie densest; ``None`` for evenly spaced ones.
-        power: how dense they lie there, above 1.
+        power: how dense they lie there, above 1, up to 10.
     """
 
     name: ClassVar[str] = "deepcache"
 
     interval: int = field(default=3, validator=[instance_of(int), ge(1)])
     branch: int = field(default=0, validator=[instance_of(int), ge(0)])
-    center: float | None = field(default=None, validator=optional(instance_of((int, float))))
-    power: float = field(default=1.2, validator=[instance_of((int, float)), gt(1.0)])
+    center: float | None = field(default=None, validator=optional(and_(instance_of((int, float)), ge(-1e6), le(1e6))))
+    power: float = field(default=1.2, validator=[instance_of((int, float)), gt(1.0), le(10.0)])
 
     @property
     def site(self) -> Site:

@@ -63,6 +63,8 @@ class PAB(PolicySettings):
     mlp_steps: int = field(default=2, validator=[instance_of(int), ge(1)])
 
     def __attrs_post_init__(self) -> None:
+        if any(not isinstance(bound, int | float) for bound in self.window):
+            raise SettingsError(f"pab: window is {self.window}; give two timesteps, (100, 800)")
         if len(self.window) != 2 or not self.window[0] < self.window[1]:
             raise SettingsError(f"pab: window is {self.window}; give the lowest and the highest timestep, (100, 800)")
 
