@@ -135,7 +135,10 @@ def variants(steps: int) -> dict[tuple[str, str], Callable[[Any, tuple[float, ..
             made[way, policy] = lambda model, t, build=build, policy=policy: build(model, policy, t)  # type: ignore[misc]
     configs = {
         "diffusers MagCache": MagCacheConfig(
-            threshold=0.0, max_skip_steps=1, num_inference_steps=steps, mag_ratios=torch.ones(steps)
+            threshold=0.0,
+            max_skip_steps=1,
+            num_inference_steps=steps,
+            mag_ratios=torch.full((steps,), 0.9),  # with 1 it would skip, whatever the threshold
         ),
         "diffusers FirstBlockCache": FirstBlockCacheConfig(threshold=0.0),
         "diffusers TaylorSeer": TaylorSeerCacheConfig(cache_interval=1, disable_cache_before_step=steps + 1),
