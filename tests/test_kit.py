@@ -48,6 +48,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     built = [checkout, *(checkout / "plugins" / plugin.name for plugin in plugins), *packages.values()]
     run(Path(sys.executable), "-m", "pip", "wheel", *options, "-w", str(wheels), *map(str, built), folder=folder)
     shutil.rmtree(checkout)
+    # By themselves the suites try more examples of every property; `pytest plugins` does.
+    fewer = "from hypothesis import settings\nsettings.register_profile('fewer', max_examples=20)\n"
+    (folder / "packages" / "fewer.py").write_text(fewer + "settings.load_profile('fewer')\n")
     venv.create(folder / "environment", with_pip=False)
     python = folder / "environment" / "bin" / "python"
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
@@ -71,7 +74,7 @@ def test_what_is_written_is_listed_and_passes_its_tests(installed):
     for (kind, name), known in zip(NAMES.items(), found.splitlines(), strict=True):
         assert name in known.split(), kind
     tests = [str(package / "tests") for package in packages.values()]
-    passed = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, folder=folder)
+    passed = run(python, "-m", "pytest", "-q", "-p", "fewer", "-p", "no:cacheprovider", *tests, folder=folder)
     assert " passed" in passed
     assert "failed" not in passed
 
@@ -82,7 +85,7 @@ def test_every_plugin_works_from_its_wheel(installed):
     python, packages = installed
     folder = packages["policy"].parent
     tests = sorted(str(path) for path in (ROOT / "plugins").glob("*/tests"))
-    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder)]
+    options = ["-q", "-p", "fewer", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder)]
     passed = run(python, "-m", "pytest", *options, "--import-mode=importlib", *tests, folder=folder)
     assert " passed" in passed
 
