@@ -85,6 +85,20 @@ def test_blocks_that_were_exchanged_for_compiled_ones_are_looked_through(site, b
     assert other.places == trace.places
 
 
+def test_the_block_in_front_of_a_range_is_followed_too():
+    """The first block of the stack belongs to no range; the signals of the range are taken there."""
+    network: Any = FLUX.build()
+    first = FLUX.inputs(1)
+    site: Any = served(network, "blocks[1:]").resolved_site
+    before = site.ranges["blocks[1:]"].behind
+    network.transformer_blocks[0] = torch.compile(network.transformer_blocks[0], backend="eager")
+    cached = served(network, "blocks[1:]")
+    network.transformer_blocks[0] = before
+    with cached.run(declared(FLUX, first)):
+        cached(**first)
+    assert cached.resolved_site.ranges["blocks[1:]"].behind is before
+
+
 def test_the_second_call_alone_can_be_a_place():
     tiny = TINY["CogView4Transformer2DModel"]
     network = tiny.build()

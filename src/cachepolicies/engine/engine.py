@@ -56,6 +56,7 @@ class Engine:
         looks: whether latents are looked at: something may be reused, or somebody looks on.
         passes: whether calls pass through as they are: nothing is looked at, not by the policy either.
         by_place: whether the policy decides place by place.
+        kept_signals: names of the signals that are kept with each refresh.
         observes_places: whether it decides once a call, and is told what flowed at every place.
         looks_at_input: whether policy or substitute look at what goes into a place.
     """
@@ -77,6 +78,7 @@ class Engine:
     passes: bool = field(init=False, repr=False)
     by_place: bool = field(init=False, repr=False)
     observes_places: bool = field(init=False, repr=False)
+    kept_signals: frozenset[str] = field(init=False, repr=False)
     looks_at_input: bool = field(init=False, repr=False)
 
     @reuses.default
@@ -102,6 +104,10 @@ class Engine:
     @observes_places.default
     def _watched_places(self) -> bool:
         return self.policy.observes_places and not self.by_place
+
+    @kept_signals.default
+    def _signals_beside_refreshes(self) -> frozenset[str]:
+        return self.substitute.keeps_signals
 
     @looks_at_input.default
     def _wanted_inputs(self) -> bool:

@@ -112,9 +112,8 @@ def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, r
     if not served.engine.reuses or served.call.full is not None:
         return
     key, memory = served.key(arrival.place), served.run.memory
-    substitute = served.engine.substitute
-    entered = arrival.input if substitute.wants_input else None
-    signals = {name: arrival.signals[name] for name in substitute.keeps_signals}
+    entered = arrival.input if served.engine.substitute.wants_input else None
+    signals = {name: arrival.signals[name] for name in served.engine.kept_signals}
     # Where samples part, rows of what is kept are written on later, and a policy may hold it.
     owned = arrival.read_only and rows is None and served.run.info.decisions == 1
     memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, owned, signals))

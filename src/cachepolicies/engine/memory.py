@@ -192,10 +192,10 @@ class Memory:
     def _push(
         self, store: Store, done: Evaluated, fresh: Tensor, rows: Sequence[int] | None, *, unseen: bool = False
     ) -> None:
-        beside = dict(done.signals)
+        beside = done.signals
         if done.entered is not None:
-            beside[INPUT] = done.entered
-        if rows is not None:
+            beside = {**beside, INPUT: done.entered}
+        if rows is not None and beside:
             beside = {name: value.index_select(0, index_on(rows, value.device)) for name, value in beside.items()}
         owned = done.owned and fresh is done.fresh
         with ordinary_tensors():

@@ -116,7 +116,7 @@ class Store:
             unseen: whether it is still to be looked at whether an output of all rows is finite.
         """
         output = without_gradient(output)
-        beside = {name: without_gradient(value) for name, value in (beside or {}).items()}
+        beside = {name: without_gradient(value) for name, value in beside.items()} if beside else {}
         if self.clipped is not None:
             index = None if rows is None else index_on(rows, self.clipped.device)
             self.clipped = None if index is None else self.clipped.index_fill(0, index, False)

@@ -68,6 +68,11 @@ class Range:
         return evolve(self, blocks=blocks, behind=behind)
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Of all blocks that it has to do with."""
+        return (*self.blocks, *([self.behind_path] if self.behind_path else []))
+
+    @property
     def streams(self) -> tuple[str, ...]:
         """The names of what flows through."""
         return (self.hands_on,) if isinstance(self.hands_on, str) else self.hands_on
@@ -220,7 +225,7 @@ class RangesSite(PlacesSite[_Underway]):
         super().__init__(name, network, signals)
         given = list(ranges)
         self.ranges = {each.place: each for each in given}
-        self._whereabouts = Whereabouts(network, (path for each in given for path in each.blocks))
+        self._note_whereabouts()
         check_some(self.ranges, name, network)
         seen: dict[str, str] = {}
         for each in given:
@@ -259,7 +264,10 @@ class RangesSite(PlacesSite[_Underway]):
     def find_again(self) -> None:
         """Find the blocks at their paths."""
         self.ranges = {place: each.found_again(self.network) for place, each in self.ranges.items()}
-        self._whereabouts = Whereabouts(self.network, (path for each in self.ranges.values() for path in each.blocks))
+        self._note_whereabouts()
+
+    def _note_whereabouts(self) -> None:
+        self._whereabouts = Whereabouts(self.network, (path for each in self.ranges.values() for path in each.paths))
 
     def begun(self, served: ServedCall, invocation: Invocation) -> _Underway:
         """Return the state of a new call."""
