@@ -225,8 +225,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "memory",
         "engine/memory.py",
-        "            entered = entered.index_select(0, index_on(rows, entered.device))",
-        "            entered = entered[: len(rows)]",
+        "            beside = {name: value.index_select(0, index_on(rows, value.device)) for name, value in beside.items()}",
+        "            beside = {name: value[: len(rows)] for name, value in beside.items()}",
         "the inputs of evaluated rows are those of the first rows",
         SUBSTITUTES,
     ),
@@ -568,8 +568,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "sites",
         "sites/blocks.py",
-        "        if not self.bypass.on:\n            return proceed(*args, **kwargs)\n        return _handed_on",
-        "        if True:\n            return proceed(*args, **kwargs)\n        return _handed_on",
+        "        if not self.bypass.on:\n            return proceed(*args, **kwargs)\n        return handed_on",
+        "        if True:\n            return proceed(*args, **kwargs)\n        return handed_on",
         "blocks run at a reuse",
         PLACES,
     ),
