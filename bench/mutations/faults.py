@@ -225,8 +225,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "memory",
         "engine/memory.py",
-        "            beside = {name: value.index_select(0, index_on(rows, value.device)) for name, value in beside.items()}",
-        "            beside = {name: value[: len(rows)] for name, value in beside.items()}",
+        "value.index_select(0, index_on(rows, value.device)) for name, value in beside.items()",
+        "value[: len(rows)] for name, value in beside.items()",
         "the inputs of evaluated rows are those of the first rows",
         SUBSTITUTES,
     ),
