@@ -34,17 +34,18 @@ help:
 	@echo "make train  train the reference models again and their twins (hours; replaces the committed weights)"
 	@echo "make clean  remove what the other targets wrote; keeps $(VENV) and training/runs"
 
+# What is installed is compiled where it is imported: of most packages, a small part.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(INSTALLED_DOCS): $(INSTALLED)
-	$(BIN)/pip install -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/pip install --no-compile -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 $(INSTALLED_BENCH): $(INSTALLED)
-	$(BIN)/pip install -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pip install --no-compile -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
 demo: $(INSTALLED)

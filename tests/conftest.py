@@ -18,6 +18,7 @@ os.environ["CACHEPOLICIES_HOME"] = tempfile.mkdtemp(prefix="cachepolicies-tests-
 
 # Most models here are tiny: a second thread gains nothing on them, and waits for the first where the machine is shared.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same in processes that tests start
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=500)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import cachepolicies
 from cachepolicies import CachedDenoiser, CacheWarning, load_profile
 from cachepolicies.base.console import PlainTable
 from cachepolicies.base.errors import MOST_CHARACTERS, CachePoliciesError, InputError, ProfileError, SettingsError
+from cachepolicies.cli import app
 from cachepolicies.planning import PlanError, read_plan
 from cachepolicies.profiles.load import shipped_profiles
 from cachepolicies.profiles.schema import Curve, Recommendation
@@ -174,22 +174,16 @@ def test_tables_show_texts_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["/dev/null/x.json", "file/x.json", "a" * 300 + ".json", "folder.json", "x.txt"])
-def test_a_place_where_no_file_can_be_is_refused_before_anything_is_computed(tmp_path, place):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.json").mkdir()
+def test_a_place_where_no_file_can_be_is_refused_before_anything_is_computed(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("folder.json").mkdir()
     commands: tuple[Any, ...] = (
         ("plan", "video-dit", "--budget", "10"),
         ("calibrate", "cachepolicies.reference.workloads:video_dit", "--samples", "1"),
     )
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-m", "cachepolicies", *command, "--out", place],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 2, done.stderr
+        done = CliRunner().invoke(app, [*command, "--out", place])
+        assert done.exit_code == 2, done.output
         assert done.stderr.startswith("error: --out ")
         assert len(done.stderr) < MOST_CHARACTERS
