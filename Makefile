@@ -10,7 +10,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-newest lint coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans study train clean
+.PHONY: help demo test test-oldest test-newest lint coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans bench-depth study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-budgets  whether budgets are met, and what the default gives; goes on where it stopped"
 	@echo "make bench-peers  other caches and ours at equal work; goes on where it stopped"
 	@echo "make bench-peers-short  the same on four samples of two models, in minutes, against the committed figures"
+	@echo "make bench-depth  plans in step and depth beside plans in steps alone, every twin; goes on where it stopped"
 	@echo "make bench-plans  plans on samples that they were not made from, every reference model; goes on where it stopped"
 	@echo "make study  every rule with every substitute at equal evaluations, at most an hour at a time; goes on where it stopped"
 	@echo "make train  train the reference models again and their twins (hours; replaces the committed weights)"
@@ -109,6 +110,9 @@ bench-plans: $(INSTALLED)
 	$(BIN)/python bench/targets.py
 	$(BIN)/python bench/calibration.py
 	$(BIN)/python bench/plans_report.py
+
+bench-depth: $(INSTALLED)
+	$(BIN)/python bench/depth.py
 
 bench-peers: $(INSTALLED_BENCH)
 	$(BIN)/python bench/peers/run.py

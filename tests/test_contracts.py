@@ -11,8 +11,19 @@ from typing import Any
 import pytest
 
 from cachepolicies.builtin.plugin import LAYERS
+from cachepolicies.planning import DepthPlan, PlacePart, PlanSource
 from cachepolicies.planning.tolerance_curve import ToleranceCurve
-from cachepolicies.policies import EasyCache, MagCache, Never, Schedule, SeaCache, SenCache, TeaCache, Uniform
+from cachepolicies.policies import (
+    DepthSchedule,
+    EasyCache,
+    MagCache,
+    Never,
+    Schedule,
+    SeaCache,
+    SenCache,
+    TeaCache,
+    Uniform,
+)
 from cachepolicies.registry.load import load_plugins
 from cachepolicies.registry.registry import Registry
 from cachepolicies.testing import (
@@ -48,6 +59,19 @@ def _of(*checks: list[Check]) -> list[Check]:
     return [check for each in checks for check in each]
 
 
+DEEP = DepthPlan(
+    source=PlanSource("p", "GaussianMixtureDenoiser", None, None, len(LEVELS), 2),
+    timesteps=LEVELS,
+    site="*",
+    output="linear",
+    inside="hold",
+    calls=(0, 1, 3, 4, 6),
+    parts=(PlacePart("a", 0.5, (0, 3)), PlacePart("b", 0.25, (0, 1, 6))),
+    work=(5 - 0.5 * 3 - 0.25 * 2) / len(LEVELS),
+    predicted=0.1,
+    bound=0.1,
+)
+
 POLICIES: Mapping[str, Checks] = {
     "never": lambda: policy_checks(Never()),
     "uniform": lambda: _of(
@@ -59,6 +83,9 @@ POLICIES: Mapping[str, Checks] = {
         policy_checks(SenCache(epsilon=0.0), label="sencache-zero"),
         policy_checks(SenCache(epsilon=0.5), substitute="linear", scheduler="flow-euler", label="sencache-with-linear"),
         policy_checks(SenCache(epsilon="optimal:nfe=3"), timesteps=LEVELS, label="sencache-optimal"),
+    ),
+    "depth-schedule": lambda: policy_checks(
+        DepthSchedule(DEEP), substitute=DEEP.substitute, site={"": "output", "a": "mlp", "b": "mlp"}, timesteps=LEVELS
     ),
     "schedule": lambda: policy_checks(Schedule(refreshes=(0, 2, 3, 6), num_steps=8), timesteps=LEVELS),
     "magcache": lambda: policy_checks(MagCache(threshold=0.3, retention_ratio=0.1, ratios=RATIOS)),
@@ -76,6 +103,7 @@ POLICIES: Mapping[str, Checks] = {
 }
 
 SUBSTITUTES: Mapping[str, Checks] = {
+    "by-place": lambda: _specs(substitute_checks, "by-place:output='linear:time=path',inside=hold"),
     "hermite": lambda: _specs(substitute_checks, "hermite", "hermite:order=3,scale=0.6,differences=newton,unit=20.0"),
     "hold": lambda: _specs(substitute_checks, "hold"),
     "linear": lambda: _of(

@@ -86,6 +86,9 @@ def cachepolicies_register_policies(register: Register) -> None:
     )
     register("easycache", lazy(f"{module}.easycache:EasyCache"), "Reuses while the estimated output changed little.")
     register("uniform", lazy(f"{module}.uniform:Uniform"), "Evaluates every m-th step, or so many evenly spaced ones.")
+    register(
+        "depth-schedule", lazy(f"{module}.depth_schedule:DepthSchedule"), "Evaluates the parts of the steps of a plan."
+    )
     register("schedule", lazy(f"{module}.schedule:Schedule"), "Evaluates the steps of a plan, or the steps given.")
 
 
@@ -143,6 +146,7 @@ def cachepolicies_register_sites(register: Register) -> None:
 def cachepolicies_register_substitutes(register: Register) -> None:
     """Register the substitutes of `cachepolicies.substitutes`."""
     module = "cachepolicies.substitutes"
+    register("by-place", lazy(f"{module}.by_place:ByPlace"), "One for the output, another for places inside.")
     register("hermite", lazy(f"{module}.hermite:Hermite"), "Continues by damped Hermite polynomials (HiCache).")
     register("hold", lazy(f"{module}.hold:Hold"), "Holds the last evaluated output.")
     register("linear", lazy(f"{module}.linear:Linear"), "Extrapolates along the line through the last two outputs.")

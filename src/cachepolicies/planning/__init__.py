@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from cachepolicies.planning.best import best_plan as best_plan
+from cachepolicies.planning.depth import DepthSolution as DepthSolution
+from cachepolicies.planning.depth import PlaceErrors as PlaceErrors
+from cachepolicies.planning.depth import depth_solutions as depth_solutions
+from cachepolicies.planning.depth_record import DepthPlan as DepthPlan
+from cachepolicies.planning.depth_record import PlacePart as PlacePart
+from cachepolicies.planning.depth_record import read_depth_plan as read_depth_plan
+from cachepolicies.planning.depth_record import save_depth_plan as save_depth_plan
 from cachepolicies.planning.error_table import table_from_dense as table_from_dense
 from cachepolicies.planning.errors import measured_errors as measured_errors
 from cachepolicies.planning.errors import predicted_errors as predicted_errors
@@ -33,12 +40,16 @@ from cachepolicies.planning.weights import WeightKind as WeightKind
 from cachepolicies.planning.weights import step_weights as step_weights
 
 __all__ = [
+    "DepthPlan",
+    "DepthSolution",
     "Expectation",
     "InfeasibleToleranceError",
     "Interval",
     "Largest",
     "Lexicographic",
     "Objective",
+    "PlaceErrors",
+    "PlacePart",
     "Plan",
     "PlanError",
     "PlanPoint",
@@ -50,12 +61,15 @@ __all__ = [
     "ToleranceCurve",
     "WeightKind",
     "best_plan",
+    "depth_solutions",
     "fit",
     "measured_errors",
     "plan",
     "plot_plan",
     "predicted_errors",
+    "read_depth_plan",
     "read_plan",
+    "save_depth_plan",
     "save_plan",
     "signed_sums",
     "step_weights",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cachepolicies.base.errors import NeedsError, PolicyError, SettingsError
 from cachepolicies.contracts.substitute import Extrapolation
@@ -66,7 +67,17 @@ def measured_errors(
         SettingsError: the table would be too large; says which ``max_reuse`` is possible.
     """
     require(profile, ("change",), "measured errors")
-    change, timesteps = profile.tables["change"], profile.timesteps
+    return errors_between(profile.tables["change"], profile.timesteps, substitute, max_reuse, order)
+
+
+def errors_between(
+    change: NDArray[Any],
+    timesteps: Sequence[float],
+    substitute: Extrapolation,
+    max_reuse: int | None = None,
+    order: int | None = None,
+) -> Floats:
+    """Return `measured_errors` from the RMS distances themselves, ``(N, N, B)``; raises as it does."""
 
     def combined(k: Integers, refreshes: tuple[Integers, ...]) -> Floats:
         weights = coefficients_at(substitute, timesteps, k, refreshes)

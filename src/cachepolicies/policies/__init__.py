@@ -1,5 +1,6 @@
 """Policies: when an evaluation may be skipped, one file each."""
 
+from cachepolicies.policies.depth_schedule import DepthSchedule as DepthSchedule
 from cachepolicies.policies.easycache import EasyCache as EasyCache
 from cachepolicies.policies.magcache import MagCache as MagCache
 from cachepolicies.policies.never import Never as Never
@@ -9,4 +10,4 @@ from cachepolicies.policies.sencache import SenCache as SenCache
 from cachepolicies.policies.teacache import TeaCache as TeaCache
 from cachepolicies.policies.uniform import Uniform as Uniform
 
-__all__ = ["EasyCache", "MagCache", "Never", "Schedule", "SeaCache", "SenCache", "TeaCache", "Uniform"]
+__all__ = ["DepthSchedule", "EasyCache", "MagCache", "Never", "Schedule", "SeaCache", "SenCache", "TeaCache", "Uniform"]

@@ -11,8 +11,10 @@ from cachepolicies.base.errors import SettingsError
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.site import ResolvedSite, Site
 from cachepolicies.sites.modules import ModulesSite
+from cachepolicies.sites.output import Output
 from cachepolicies.sites.ranges import RangesSite
 from cachepolicies.sites.signals import outside_signals
+from cachepolicies.sites.whole import OutputAndModulesSite
 
 
 @frozen
@@ -20,7 +22,9 @@ class Joined(Site):
     """The places of several sites together, written ``"attention+mlp"``.
 
     Attributes:
-        sites: all of them cut at the outputs of modules, or all of them around ranges of the block stack.
+        sites: all of them cut at the outputs of modules, or all of them around ranges of the block stack. In front of
+            those at modules may stand the denoiser's own output, ``"output+attention+mlp"``: whatever reuses that skips
+            the call, and the places inside are not reached.
     """
 
     name: ClassVar[str] = "joined"
@@ -33,6 +37,13 @@ class Joined(Site):
         Raises:
             SettingsError: they are of different sorts, or two have a module in common.
         """
+        first, *others = self.sites
+        if isinstance(first, Output) and others:
+            inside = (others[0] if len(others) == 1 else Joined(tuple(others))).resolve(setup)
+            whole = f"{first.name}+{inside.name}"
+            if not isinstance(inside, ModulesSite):
+                raise SettingsError(f"site {whole!r}: behind 'output' stand kinds of modules or patterns of paths")
+            return OutputAndModulesSite(inside, setup.network_for(whole), whole, outside_signals(setup))
         resolved = [site.resolve(setup) for site in self.sites]
         names = "+".join(site.name for site in resolved)
         network, signals = setup.network_for(names), outside_signals(setup)

@@ -180,7 +180,7 @@ class ModulesSite(PlacesSite[Underway]):
                 try:
                     wanted = next(exchange) if fresh is None else exchange.send(fresh)
                 except StopIteration as done:
-                    if output is not None:
+                    if output is not None and (done.value is fresh or not self.replaces_evaluations):
                         return output
                     form = now.served.kept(place)
                     return form.filled(done.value, now.rows)

@@ -1,0 +1,68 @@
+"""The denoiser's output together with modules inside, ``"output+attention+mlp"``: a call is skipped, or parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from cachepolicies.base.outputs import form_of, tensor_of
+from cachepolicies.contracts.signal import Signal
+from cachepolicies.engine.call import WHOLE, Arrival
+from cachepolicies.engine.invocation import Invocation
+from cachepolicies.sites._places import Underway
+from cachepolicies.sites.modules import ModulesSite
+
+
+class OutputAndModulesSite(ModulesSite):
+    """The output of the denoiser as the first place, named ``""``, and around it the modules of another site.
+
+    Where the output is reused nothing runs, and no other place is reached. A policy decides place by place: with one
+    decision a call the modules inside never differ from the output.
+    """
+
+    def __init__(self, site: ModulesSite, network: nn.Module, name: str, signals: Mapping[str, Signal]) -> None:
+        """Put the output around a site.
+
+        Args:
+            site: of modules of the network.
+            network: that they are in.
+            name: of this site.
+            signals: read from the latent and t, by name.
+        """
+        super().__init__(name, network, site.modules, signals, kinds=site.kinds, find=site.find)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """``""`` for the output, then the names of the modules."""
+        return (WHOLE, *super().places)
+
+    @property
+    def replaces_evaluations(self) -> bool:
+        """Yes, at every place: a substitute may correct what was evaluated."""
+        return True
+
+    def run(self, now: Underway, invocation: Invocation) -> Any:
+        """Serve the output: run the denoiser with the gates at its modules, or return what stands in."""
+        now.reached.add(WHOLE)
+        given = now.served.call.x if now.served.engine.looks_at_input else None
+        exchange = now.served.exchange(Arrival(WHOLE, given, self.read_signals(now, WHOLE)))
+        output, fresh = None, None
+        try:
+            while True:
+                try:
+                    wanted = next(exchange) if fresh is None else exchange.send(fresh)
+                except StopIteration as done:
+                    if output is not None and done.value is fresh:
+                        return output
+                    return now.served.kept(WHOLE).fill(done.value)
+                before = now.work
+                returned = invocation.run(None)
+                now.note_work(WHOLE, before)
+                fresh = tensor_of(returned)
+                if not wanted.audit:
+                    output = returned
+                    now.served.keep(WHOLE, form_of(returned))
+        finally:
+            exchange.close()
