@@ -257,6 +257,50 @@ class KeepsTheLatent(Sound):
         return step.x
 
 
+@frozen
+class Verifies(Sound):
+    """Has what it reuses verified."""
+
+    def decide(self, step, state):
+        return evolve(self.of(step, tuple(n < self.most for n in state)), verify=("",))
+
+
+@broken("policy", "never_changes_a_state")
+@frozen
+class InPlaceAtLast(Verifies):
+    def observe(self, step, decision, output, state):
+        return list(super().observe(step, decision, output, state))
+
+    def verify(self, step, place, drafted, computed, state):
+        state[:] = [n + 1 for n in state]
+        return state
+
+
+@broken("policy", "never_changes_what_it_sees")
+@frozen
+class ScribblesAtLast(Verifies):
+    def verify(self, step, place, drafted, computed, state):
+        computed.mul_(2.0)
+        return state
+
+
+@broken("policy", "keeps_no_tensor_of_the_caller")
+@frozen
+class KeepsTheDraft(Verifies):
+    def start(self, run):
+        return None
+
+    def decide(self, step, state):
+        far = [0.0] * step.run.decisions if state is None else step.rms(step.x - state)
+        return evolve(self.of(step, tuple(one < 10.0 for one in far)), verify=("",))
+
+    def observe(self, step, decision, output, state):
+        return state
+
+    def verify(self, step, place, drafted, computed, state):
+        return drafted
+
+
 @broken("policy", "a_batch_decides_as_its_samples")
 @frozen
 class AloneOnly(Sound):

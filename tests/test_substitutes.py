@@ -491,3 +491,68 @@ def test_many_coefficients_where_an_axis_ends():
     found = linear.many_coefficients(np.array([800.0, 700.0]), np.array([[900.0, 1000.0], [800.0, 900.0]]))
     assert found[0].tolist() == [1.0, 0.0]
     assert found[1] == pytest.approx(linear.coefficients(700.0, (800.0, 900.0)))
+
+
+# -- the number of the step -----------------------------------------------------------------------------------------
+
+OF_ANY_LENGTH: tuple[float, ...] = (1000.0, 940.0, 700.0, 650.0, 300.0, 20.0)
+"""A run whose steps are of any length."""
+
+
+def kept(levels, values) -> list[Refresh]:
+    return [Refresh(torch.tensor([[value]]), [t], [True], [0]) for t, value in zip(levels, values, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [Linear(time="index"), Quadratic(time="index"), Taylor(order=2, time="index")])
+@pytest.mark.parametrize("timesteps", [OF_ANY_LENGTH, OF_ANY_LENGTH[::-1]])
+def test_in_steps_a_polynomial_in_their_number_is_continued(kind, timesteps):
+    """Whatever the noise levels are; another run has another axis."""
+    for shift in (0.0, 7.0):
+        run = tuple(t + shift for t in timesteps)
+        history = kept([run[k] for k in (3, 1, 0)], [2.0 + 3.0 * k + k**2 * (kind.order > 1) for k in (3, 1, 0)])
+        found = kind.predict(Context(run[5], timesteps=run, index=5), history)
+        assert found.output.item() == pytest.approx(2.0 + 3.0 * 5 + 25 * (kind.order > 1), rel=1e-6)
+        assert found.order == (kind.order,)
+
+
+def test_in_steps_repeated_quotients_are_those_of_the_papers():
+    """TaylorSeer's second quotient divides by the last distance, in steps."""
+    f: dict[int, float] = {5: 1.5, 3: -0.5, 0: 4.0}
+    first, before = (f[5] - f[3]) / 2, (f[3] - f[0]) / 3
+    wanted = f[5] + 2 * first + 2**2 / 2 * (first - before) / 2
+    run: tuple[float, ...] = (*OF_ANY_LENGTH, 10.0, 0.0)
+    kind = Taylor(order=2, differences="taylorseer", time="index")
+    found = kind.predict(Context(run[7], timesteps=run, index=7), kept([run[k] for k in f], f.values()))
+    assert found.output.item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_in_steps_even_steps_are_those_in_t_also_where_they_correct():
+    run = tuple(1000.0 - 100.0 * k for k in range(10))
+    history = kept([run[k] for k in (6, 3, 2)], [0.3, 2.0, -1.0])
+    context = Context(run[7], timesteps=run, index=7)
+    for kind in (Linear, Quadratic):
+        in_steps, in_level = (
+            kind(time=time, correct=0.8, scheduler=FlowEuler(), steps="euler") for time in ("index", "t")
+        )
+        one, other = in_steps.predict(context, history), in_level.predict(context, history)
+        torch.testing.assert_close(one.output, other.output)
+        torch.testing.assert_close(in_steps.correction(context, history), in_level.correction(context, history))
+
+
+def test_in_steps_a_run_of_one_step_has_nothing_to_count():
+    found = Linear(time="index").predict(Context(500.0, timesteps=(500.0,), index=0), kept([500.0], [3.0]))
+    assert found.output.item() == 3.0
+
+
+def test_in_steps_there_is_nothing_without_a_run():
+    """Also after many runs, whose axes are not kept for ever."""
+    kind = Linear(time="index")
+    for shift in range(40):
+        run = tuple(t + shift for t in OF_ANY_LENGTH)
+        found = kind.predict(Context(run[2], timesteps=run), kept([run[1], run[0]], [1.0, 0.0]))
+        assert found.output.item() == pytest.approx(2.0)
+    assert len(kind._runs) <= 16
+    with pytest.raises(NeedsError, match=r"'linear' with time='index' counts the steps of a run.*declare it"):
+        kind.predict(Context(500.0), kept([600.0, 700.0], [1.0, 0.0]))
+    with pytest.raises(NeedsError, match="counts the steps of a run"):
+        kind.coefficients(500.0, (600.0, 700.0))

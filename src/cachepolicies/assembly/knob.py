@@ -62,9 +62,10 @@ def settings_for(settings: PolicySettings, evaluations: int, num_steps: int, set
         if own is not None:
             return float(np.mean(own))
         resolved = made.resolve(setup)
-        if resolved.observes_places:
+        if resolved.observes_places or resolved.verifies:
+            looks = "looks at what flows at every place" if resolved.observes_places else "verifies what it reuses"
             raise NeedsError(
-                f"policy {settings.name!r} looks at what flows at every place, which a profile does not tell: a budget "
+                f"policy {settings.name!r} {looks}, which a profile does not tell: a budget "
                 f"cannot be solved for; give {knob}=..., or let its settings say how many steps they evaluate "
                 "(`simulated`)"
             )

@@ -182,8 +182,9 @@ def _check_count(sampler: PreparedCandidate, seen: int, rows: int) -> None:
         said, said_rows, by = seen, seen * rows, "sampler"
     else:
         records = sampler.cached.trace.records
-        said, by = sum(record.model_called for record in records), "trace"
-        said_rows = sum(sum(record.evaluated) * rows // len(record.evaluated) for record in records)
+        said, by = sum(record.model_called + record.verified for record in records), "trace"
+        # What is verified is computed in the rows that are reused, so that every row is computed.
+        said_rows = sum(rows if r.verified else sum(r.evaluated) * rows // len(r.evaluated) for r in records)
     if (counted.evaluations, counted.rows) != (said, said_rows):
         raise RunError(
             f"{sampler.label}: the model was evaluated {counted.evaluations} times on {counted.rows} rows, but the "
@@ -216,10 +217,10 @@ def _audit_batch(
     )
     trace = sampler.cached.trace
     evaluated, counted = sum(record.model_called for record in trace.records), sampler.counted.evaluations
-    if counted != evaluated + trace.audit_calls:
+    if counted != evaluated + trace.audit_calls + trace.verified_calls:
         raise RunError(
             f"audit of {candidate.label}: the model was evaluated {counted} times, but the trace counts {evaluated} "
-            f"evaluations and {trace.audit_calls} audits"
+            f"evaluations, {trace.verified_calls} that verify and {trace.audit_calls} audits"
         )
     return [
         Change(

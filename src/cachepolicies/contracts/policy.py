@@ -67,6 +67,8 @@ class Decision:
         tolerance: what the score was compared with, or ``None``.
         score_is_change: whether the score is such an RMS change, which an audit can be compared with; ``False`` for an
             estimate in units of its own.
+        verify: names of places at which what is reused is computed all the same, on what enters them now, and compared;
+            ``""`` at a site with one place. See `CachePolicy.verify`. Where nothing is reused they count for nothing.
     """
 
     reuse: tuple[bool, ...]
@@ -74,6 +76,7 @@ class Decision:
     score: tuple[float, ...] | None = None
     tolerance: tuple[float, ...] | None = None
     score_is_change: bool = True
+    verify: tuple[str, ...] = ()
 
     @classmethod
     def same(cls, reuse: bool, reason: Reason, decisions: int) -> Decision:
@@ -252,6 +255,32 @@ class CachePolicy(PolicySettings, declares=True):
             decision: what was carried out there.
             output: ``(B, ...)`` what flows on from the place; not to be changed or kept without copying.
             state: what ``observe``, or this for the place before, returned.
+
+        Returns:
+            The next state.
+        """
+        return state
+
+    @property
+    def verifies(self) -> bool:
+        """Whether it may ask for places to be verified: where it has a `verify`."""
+        return type(self).verify is not CachePolicy.verify
+
+    def verify(self, step: Step, place: str, drafted: Tensor, computed: Tensor, state: Any) -> Any:
+        """Compare what stood in at a place with what is computed there, and return the next state; the same by default.
+
+        Called at the places that ``decision.verify`` names, after ``observe`` and `observe_place`, where something was
+        reused; of several branches that share a decision, for the one that was called first. What was drafted flows on
+        whatever this says, and the computation is neither remembered nor corrected: a policy that is not content
+        evaluates at the next step. What it cost counts in the trace's work.
+
+        Args:
+            step: the step that was decided on, with the signals of this place.
+            place: name of the place.
+            drafted: ``(B, ...)`` what flows on from the place; not to be changed or kept without copying.
+            computed: ``(B, ...)`` what the place makes of what entered it, which may be a stand-in itself; rows that
+                were evaluated are as in ``drafted``. Not to be changed or kept without copying.
+            state: what ``observe``, or ``observe_place``, returned.
 
         Returns:
             The next state.

@@ -132,7 +132,7 @@ class EvaluationRequest:
 
     Attributes:
         rows: the rows to evaluate, ``None`` for the whole batch.
-        audit: whether it is only to audit: nothing of it may be kept or handed out.
+        audit: whether it is only to audit, or to verify: nothing of it may be kept or handed out.
     """
 
     rows: tuple[int, ...] | None

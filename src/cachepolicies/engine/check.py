@@ -26,6 +26,8 @@ def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
     """
     decision = policy.decide(step, state)
     if _is_sound(decision, step.run.decisions) and (policy.reuses or True not in decision.reuse):
+        if decision.verify:
+            _check_verified(policy, decision)
         return decision
     if not isinstance(decision, Decision):
         raise PolicyError(f"policy {policy.name!r} decided {decision!r}; decide returns a Decision")
@@ -42,6 +44,7 @@ def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
             )
         if part in ("score", "tolerance") and any(not isinstance(value, Real) for value in values):
             raise PolicyError(f"policy {policy.name!r} returned {part} {values!r}; its entries are numbers")
+    _check_verified(policy, decision)
     for reuse, reason in zip(decision.reuse, decision.reason, strict=True):
         if type(reuse) is not bool:
             raise PolicyError(f"policy {policy.name!r} returned reuse {decision.reuse!r}; its entries are bools")
@@ -56,9 +59,27 @@ def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
     return decision
 
 
+def _check_verified(policy: CachePolicy, decision: Decision) -> None:
+    """Check which places a policy wants to have verified.
+
+    Raises:
+        PolicyError: they are no tuple of names; or the policy has nothing to be told by.
+    """
+    places: object = decision.verify
+    if not isinstance(places, tuple) or not all(isinstance(place, str) for place in places):
+        raise PolicyError(f"policy {policy.name!r} returned verify {places!r}; it is a tuple of names of places")
+    if places and not policy.verifies:
+        raise PolicyError(
+            f"policy {policy.name!r} wants {', '.join(map(repr, places))} to be verified, and has no method `verify` "
+            "that could be told what came of it"
+        )
+
+
 def _is_sound(decision: Any, count: int) -> bool:
     """Return whether a decision is as it should be; asked at every call. What is wrong with it is found out apart."""
     if decision.__class__ is not Decision or type(decision.reuse) is not tuple or type(decision.reason) is not tuple:
+        return False
+    if type(decision.verify) is not tuple:
         return False
     if len(decision.reuse) != count or len(decision.reason) != count:
         return False

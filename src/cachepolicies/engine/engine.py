@@ -13,7 +13,7 @@ from cachepolicies.base.errors import RunError
 from cachepolicies.base.foreign import writes_so_far
 from cachepolicies.base.host import without_gradient
 from cachepolicies.base.parallel import context_parallel, why_not_parallel
-from cachepolicies.contracts.policy import CachePolicy
+from cachepolicies.contracts.policy import CachePolicy, Decision
 from cachepolicies.contracts.step import RunInfo, Step
 from cachepolicies.contracts.substitute import Context, Substitute
 from cachepolicies.engine import check
@@ -205,9 +205,18 @@ class ServedCall:
     def wanted_signals(self, place: str = WHOLE) -> frozenset[str]:
         """Return the names of the signals that will be looked at; not the policy's where it will not be asked."""
         signals = self.engine.signals
-        if signals and self.group(place).follows(self.call.t, self.key(place)) is not None:
-            return self.engine.substitute.signals
-        return signals
+        if not signals:
+            return signals
+        followed = self.group(place).follows(self.call.t, self.key(place))
+        if followed is None or self.verifies(place, followed):
+            return signals
+        return self.engine.substitute.signals
+
+    def verifies(self, place: str, decision: Decision) -> bool:
+        """Return whether what is reused at a place is computed all the same, for the policy to compare."""
+        if not decision.verify or place not in decision.verify or True not in decision.reuse:
+            return False
+        return self.group(place).branch == self.call.branch
 
     def exchange(self, arrival: Arrival) -> Exchange:
         """Serve one place by reverse communication. Closed before it has returned, it counts as failed.

@@ -18,7 +18,7 @@ from cachepolicies.base.errors import InputError
 from cachepolicies.base.host import index_on
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.engine import check
-from cachepolicies.engine.audit import audited
+from cachepolicies.engine.audit import audited, verified
 from cachepolicies.engine.call import EVERY_ROW, Arrival, EvaluationRequest, Exchange
 from cachepolicies.engine.correct import corrected
 from cachepolicies.engine.memory import Evaluated
@@ -49,9 +49,13 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
         group.state = policy.observe_place(step, arrival.place, decision, answer.output, group.state)
     if served.engine.watch is not None:
         served.engine.watch.served(step, decision, answer.output)
+    computed = None
+    if served.verifies(arrival.place, decision):
+        computed = yield from verified(step, decision, answer.output)
+        group.state = policy.verify(step, arrival.place, answer.output, computed, group.state)
     fraction, audit = served.engine.settings.audit, None
     if fraction:
-        audit = yield from audited(fraction, served.request.draw, step, decision, answer.output)
+        audit = yield from audited(fraction, served.request.draw, step, decision, answer.output, computed)
     served.request.trace.records.append(
         record(
             step,
@@ -63,6 +67,7 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
             led=followed is None,
             share=served.engine.shares.get(arrival.place),
             audit=audit,
+            verified=computed is not None,
         )
     )
     return answer.output

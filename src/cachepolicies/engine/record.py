@@ -25,6 +25,7 @@ def record(
     led: bool,
     share: float | None,
     audit: AuditRecord | None,
+    verified: bool = False,
 ) -> CallRecord:
     """Return the entry of one place of one call.
 
@@ -38,6 +39,7 @@ def record(
         led: whether the decision was taken here, and not at another branch or place.
         share: of the uncached work of a call that a reuse of this place skips; ``None`` where it is not known.
         audit: if there was one.
+        verified: whether what was reused was computed all the same.
     """
     layout, reuse = step.run.layout, decision.reuse
     if True not in reuse:
@@ -71,7 +73,8 @@ def record(
         clipped=_clipped_decisions(layout, reuse, order, served.clipped),
         call=number,
         place=place,
-        saved=0.0 if all(evaluated) else None if share is None else share * sum(reuse) / len(reuse),
+        saved=0.0 if verified else None if share is None else share * sum(reuse) / len(reuse),
+        verified=verified,
     )
 
 

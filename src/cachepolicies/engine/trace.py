@@ -53,7 +53,7 @@ class CallRecord:
         led: whether the decision was taken here; ``False`` where it followed another branch at the same t, or another
             place of the same call.
         index: step of the run that t lies in, or ``None`` when the run was not declared.
-        model_called: whether the model was called at all, for any row (audits aside).
+        model_called: whether the model was called at all, for any row (audits, and what is verified, aside).
         audit: filled where the call was audited.
         order: for each decision, the order that the substitute had, lower than its own while history was short;
             ``None`` where the model was evaluated. ``None`` altogether if nothing was reused or the substitute does
@@ -62,6 +62,7 @@ class CallRecord:
         place: of the site; ``""`` where it has one.
         saved: the part of the call's uncached work that was not done here, a fraction of its FLOPs; ``None`` where it
             is not known what a reuse of this place skips.
+        verified: whether what was reused was computed all the same, for the policy to compare; it saved nothing then.
     """
 
     t: float
@@ -79,6 +80,7 @@ class CallRecord:
     call: int = 0
     place: str = ""
     saved: float | None = 0.0
+    verified: bool = False
 
     @property
     def clipped(self) -> tuple[bool, ...] | None:
@@ -124,7 +126,12 @@ class Trace:
     @property
     def audit_calls(self) -> int:
         """How often the model was called only to audit."""
-        return sum(record.audit is not None for record in self.records)
+        return sum(record.audit is not None and not record.verified for record in self.records)
+
+    @property
+    def verified_calls(self) -> int:
+        """How often a place was computed only to be compared with what stood in for it, as the policy asked."""
+        return sum(record.verified for record in self.records)
 
     @property
     def nfe_per_sample(self) -> tuple[float, ...]:
@@ -193,6 +200,7 @@ class Trace:
             "calls": self.calls,
             "model_calls": self.model_calls,
             "audit_calls": self.audit_calls,
+            "verified_calls": self.verified_calls,
             "measurements": self.measurements,
             "nfe": self.nfe,
             "nfe_per_sample": list(self.nfe_per_sample),
@@ -234,6 +242,7 @@ class Trace:
                         "branch": record.branch,
                         "sample": d,
                         "evaluated": evaluated,
+                        "verified": record.verified,
                         "reason": record.reason[d].text,
                         "score": record.score[d] if record.score else math.nan,
                         "tolerance": record.tolerance[d] if record.tolerance else math.nan,
@@ -250,6 +259,8 @@ class Trace:
             f"{self.policy} with {self.substitute}: {self.nfe:.4g} evaluations in {self.calls} calls, "
             f"cache ratio {self.cache_ratio:.1%}{self._work_summary()}"
         )
+        if self.verified_calls:
+            line += f", {self.verified_calls} verified"
         if self.measurements:
             line += f", and {self.measurements} further ones to measure"
         orders = self.orders()
@@ -266,7 +277,7 @@ class Trace:
         return "" if math.isclose(work, 1.0 - self.cache_ratio, abs_tol=5e-4) else f", {work:.1%} of the work"
 
     def table(self) -> Table:
-        """Return the calls as a rich table: ``#`` marks an evaluated sample, ``.`` a reused one."""
+        """Return the calls as a rich table: ``#`` is an evaluated sample, ``.`` a reused one, ``?`` a verified one."""
         table = PlainTable(title=self.summary(), caption=Text("\n".join(self.notes)), caption_justify="left")
         several = self.places != ("",)
         headings = ["call", "step", "t", "branch", *(["place"] if several else []), "samples", "score", "tolerance"]
@@ -283,7 +294,7 @@ class Trace:
                 f"{record.t:.4g}",
                 Text(record.branch),
                 *([Text(record.place)] if several else []),
-                "".join("#" if evaluated else "." for evaluated in record.evaluated),
+                "".join("#" if evaluated else "?" if record.verified else "." for evaluated in record.evaluated),
                 _span(record.score),
                 _span(record.tolerance),
                 _span(tuple(math.nan if order is None else float(order) for order in record.order or ())),

@@ -199,6 +199,15 @@ class LimitedPolicy(CachePolicy):
         """Tell the policy."""
         return evolve(state, inner=self.policy.observe_place(step, place, decision, output, state.inner))
 
+    @property
+    def verifies(self) -> bool:
+        """Whether the policy does."""
+        return self.policy.verifies
+
+    def verify(self, step: Step, place: str, drafted: Tensor, computed: Tensor, state: _State) -> _State:
+        """Tell the policy."""
+        return evolve(state, inner=self.policy.verify(step, place, drafted, computed, state.inner))
+
     def observe(self, step: Step, decision: Decision, output: Tensor, state: _State) -> _State:
         """Count, and tell the policy what was done."""
         kept = decision.reuse

@@ -36,6 +36,9 @@ PROBE, PREFIX, PREFIX_STREAMS = "probe", "prefix", "prefix_streams"
 """Names of the signals of a range, ``(B, ...)``: what enters it, and what the blocks in front of it have added to that,
 both of the streams that are heard behind the stack; and the latter of all streams, as the range remembers them."""
 
+ENTERED_STREAMS = "entered_streams"
+"""Name of a signal of every range, ``(B, ...)``: what enters it, of the streams of which it remembers what it adds."""
+
 _WRITTEN = re.compile(r"blocks\[\s*(-?\d+|)\s*:\s*(-?\d+|)\s*\]")
 
 
@@ -242,9 +245,9 @@ class RangesSite(PlacesSite[_Underway]):
 
     @property
     def signals(self) -> frozenset[str]:
-        """Those that need nothing from inside the model, and what the blocks in front of a range have added."""
+        """Those that need nothing from inside the model, what enters, and what the blocks in front have added."""
         behind = all(each.behind is not None for each in self.ranges.values())
-        return super().signals | ({PROBE, PREFIX, PREFIX_STREAMS} if behind else set())
+        return super().signals | {ENTERED_STREAMS} | ({PROBE, PREFIX, PREFIX_STREAMS} if behind else set())
 
     @property
     def kinds(self) -> Mapping[str, str]:
@@ -354,7 +357,14 @@ class RangesSite(PlacesSite[_Underway]):
             found[PREFIX] = self._added(now, each, entered, heard)
         if PREFIX_STREAMS in wanted:
             found[PREFIX_STREAMS] = self._added(now, each, entered, now.served.kept(place) or [True] * len(entered))
+        if ENTERED_STREAMS in wanted:
+            found[ENTERED_STREAMS] = self._entered(now, each, entered, now.served.kept(place) or [True] * len(entered))
         return found | self.read_signals(now, place, found.keys())
+
+    def _entered(self, now: _Underway, each: Range, entered: Sequence[Any], chosen: Sequence[bool]) -> Tensor:
+        """Return what enters a range of some streams."""
+        streams = [value for value, on in zip(entered, chosen, strict=True) if on and isinstance(value, Tensor)]
+        return self._packed(now, each, streams, ENTERED_STREAMS)
 
     def _added(self, now: _Underway, each: Range, entered: Sequence[Any], chosen: Sequence[bool]) -> Tensor:
         """Return what was added to some streams between the begin of the stack and the range."""
@@ -400,6 +410,8 @@ class RangesSite(PlacesSite[_Underway]):
             ]
             if PREFIX_STREAMS in passage.signals and not all(flows):
                 passage.signals[PREFIX_STREAMS] = self._added(now, each, passage.entered, flows)
+            if ENTERED_STREAMS in passage.signals and not all(flows):
+                passage.signals[ENTERED_STREAMS] = self._entered(now, each, passage.entered, flows)
             passage.answer(pack(self._residuals(each, passage, leaving, flows), now.rows, f"what {place} adds"))
             now.note_work(place, passage.work)
             if passage.evaluated:

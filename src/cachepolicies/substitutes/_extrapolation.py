@@ -24,7 +24,7 @@ from cachepolicies.schedulers.impulse import impulse_response
 from cachepolicies.schedulers.resolve import as_scheduler
 from cachepolicies.substitutes._path import OutputPath
 
-Time = Literal["scheduler", "t", "sigma", "log-snr", "path"]
+Time = Literal["scheduler", "t", "sigma", "log-snr", "path", "index"]
 Steps = Literal["scheduler", "euler"]
 Differences = Literal["newton", "taylorseer"]
 Weights = tuple[float, ...]
@@ -42,6 +42,14 @@ _NO_SCHEDULER = (
     "substitute {!r} corrects evaluations by what the sampler makes of them, and no scheduler is known; give "
     "scheduler=..., or correct=0"
 )
+
+_NO_RUN = (
+    "substitute {!r} with time='index' counts the steps of a run, and there is no declared run here; declare it, `with "
+    "denoiser.run(timesteps=...)`, or use time='t'"
+)
+
+_MOST_RUNS = 16
+"""Runs of different timesteps whose axis is remembered; a pipeline may shift them for every picture."""
 
 _EULERS = ("flow-euler", "FlowMatchEulerDiscreteScheduler")
 
@@ -77,8 +85,9 @@ class Extrapolating(Extrapolation):
         axis: given as ``time=``. What the outputs are extrapolated in: ``"t"``, as the denoiser is called with;
             ``"sigma"``, the noise level, which is sigma for the family ``flow`` and sigma / alpha for ``vp`` and
             ``edm``; ``"log-snr"``, log(alpha^2 / sigma^2); ``"path"``, how far the output went on the calibration runs,
-            from the profile's table ``change``; or ``"scheduler"``, whichever of the first three the sampler steps in,
-            and t where no scheduler is known.
+            from the profile's table ``change``; ``"index"``, the number of the step, in a declared run only, as the
+            authors of TaylorSeer, HiCache and SpeCa count; or ``"scheduler"``, whichever of the first three the sampler
+            steps in, and t where no scheduler is known.
         correct: how much of the stand-ins' error is made up for at the next evaluation, from 0 (none) to 1. There the
             polynomial through the new output and the ones before it, of one order more, says what the stand-ins should
             have been; the difference, times what it did to the sample, is added to the output (deferred correction).
@@ -105,6 +114,7 @@ class Extrapolating(Extrapolation):
         init=False, factory=dict, eq=False, repr=False
     )
     _points: dict[float, float] = field(init=False, factory=dict, eq=False, repr=False)
+    _runs: dict[tuple[float, ...], Any] = field(init=False, factory=dict, eq=False, repr=False)
 
     @abstractmethod
     def weights(self, now: float, points: Sequence[float]) -> Weights:
@@ -153,13 +163,15 @@ class Extrapolating(Extrapolation):
         """Return the point of the axis that belongs to t; infinite where the noise level has none, as log-SNR at 0.
 
         Raises:
-            NeedsError: the axis cannot be had without a scheduler, and none is known.
+            NeedsError: the axis cannot be had without a scheduler, and none is known; or it counts the steps of a run.
         """
         point = self._points.get(t)
         if point is None:
             if len(self._points) >= _MOST_REMEMBERED:
                 self._points.clear()
             axis = self._resolved_axis()
+            if axis == "index":
+                raise NeedsError(_NO_RUN.format(self.name))
             point = self._points[t] = _point(axis, self.scheduler, t) if self.path is None else self.path.at(t)
         return point
 
@@ -202,7 +214,13 @@ class Extrapolating(Extrapolation):
         return found
 
     def predict(self, context: Context, history: Sequence[Refresh]) -> Prediction:
-        """Return the extrapolation ``(B, ...)`` to the present t, in the outputs' dtype, with every row's order."""
+        """Return the extrapolation ``(B, ...)`` to the present t, in the outputs' dtype, with every row's order.
+
+        Raises:
+            NeedsError: ``time="index"``, and the run was not declared.
+        """
+        if self.axis == "index":
+            return self._in_run(context.timesteps).predict(context, history)
         known: dict[tuple[float, ...], tuple[Weights, int]] = {}
         rows = []
         for row in range(len(history[0].filled)):
@@ -225,6 +243,8 @@ class Extrapolating(Extrapolation):
         timesteps = context.timesteps
         if timesteps is None or len(history) < 2:
             return None
+        if self.axis == "index":
+            return self._in_run(timesteps).correction(context, history)
         known: dict[tuple[float, ...], Weights] = {}
         rows = []
         for row in range(len(history[0].filled)):
@@ -235,6 +255,23 @@ class Extrapolating(Extrapolation):
         if not any(known.values()):
             return None
         return _sum_of_rows([refresh.output for refresh in history], rows, keep_dtype=False)
+
+    def _in_run(self: S, timesteps: tuple[float, ...] | None) -> S:
+        """Return the same on the axis of a run's steps.
+
+        Raises:
+            NeedsError: the run was not declared.
+        """
+        if timesteps is None:
+            raise NeedsError(_NO_RUN.format(self.name))
+        found: S | None = self._runs.get(timesteps)
+        if found is None:
+            if len(self._runs) >= _MOST_RUNS:
+                self._runs.clear()
+            # In a run of one step there is nothing to count.
+            path = OutputPath.of_steps(timesteps) if len(timesteps) > 1 else None
+            found = self._runs[timesteps] = evolve(self, time="t" if path is None else "path", path=path)
+        return found
 
     def _correction(self, refreshes: Sequence[float], timesteps: tuple[float, ...]) -> Weights:
         """Return the weights of the remembered outputs in the correction of the newest; none where nothing was reused.
@@ -351,6 +388,8 @@ class Extrapolating(Extrapolation):
     def _resolved_axis(self) -> str:
         if self.axis == "t" or (self.axis == "scheduler" and self.scheduler is None):
             return "t"
+        if self.axis == "index":
+            return "index"
         if self.axis == "path":
             if self.path is None:
                 raise NeedsError(

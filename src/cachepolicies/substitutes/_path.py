@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,16 @@ class OutputPath:
         moved = change.mean(axis=2).diagonal(1).tolist()
         length = tuple(accumulate(moved, initial=0.0))
         return cls(tuple(reversed(profile.timesteps)), tuple(reversed(length)))
+
+    @classmethod
+    def of_steps(cls, timesteps: Sequence[float]) -> OutputPath:
+        """Return the path on which every step of a run is as long as any other: at t it is the number of the step.
+
+        Args:
+            timesteps: of the run, at least two, in order of visit, without repeats.
+        """
+        levels = sorted((t, float(step)) for step, t in enumerate(timesteps))
+        return cls(tuple(t for t, _ in levels), tuple(step for _, step in levels))
 
     def at(self, t: float) -> float:
         """Return the length at t, linear between the calibrated levels and beyond them with the slope of the end."""

@@ -243,6 +243,7 @@ class Watching(CachePolicy):
         on_decide: called with policy, step and state; returns the decision.
         on_observe: called with policy, step, decision, output and state; returns the next state.
         on_place: called with policy, step, place, decision, output and state; returns the next state.
+        on_verify: called with policy, step, place, what was drafted, what was computed, and state; returns the next.
     """
 
     inner: CachePolicy
@@ -252,6 +253,9 @@ class Watching(CachePolicy):
     )
     on_place: Callable[[CachePolicy, Step, str, Decision, Tensor, Any], Any] = (
         lambda policy, step, place, decision, output, state: policy.observe_place(step, place, decision, output, state)
+    )
+    on_verify: Callable[[CachePolicy, Step, str, Tensor, Tensor, Any], Any] = (
+        lambda policy, step, place, drafted, computed, state: policy.verify(step, place, drafted, computed, state)
     )
 
     @property
@@ -294,6 +298,15 @@ class Watching(CachePolicy):
     def observe_place(self, step: Step, place: str, decision: Decision, output: Tensor, state: Any) -> Any:
         """Tell the policy."""
         return self.on_place(self.inner, step, place, decision, output, state)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the policy does."""
+        return self.inner.verifies
+
+    def verify(self, step: Step, place: str, drafted: Tensor, computed: Tensor, state: Any) -> Any:
+        """Tell the policy."""
+        return self.on_verify(self.inner, step, place, drafted, computed, state)
 
 
 class BenchSite(ResolvedSite):

@@ -106,9 +106,10 @@ class PolicyCase:
         return Surroundings(row_by_row(self.denoiser), profile, signals, as_substitute(self.setup().substitute))
 
     def bench(self, policy: CachePolicy | None = None, **options: Any) -> Bench:
-        """Return a bench for the policy; where it decides place by place, with several places."""
+        """Return a bench for the policy; where it decides or looks place by place, with several places."""
         used = self.policy() if policy is None else policy
-        places = self.places if used.grain == "place" else ("",)
+        several = used.grain == "place" or (self.site is not None and (used.observes_places or used.verifies))
+        places = self.places if several else ("",)
         return Bench(used, self.around(), **({"places": places} | options))
 
 
@@ -248,7 +249,7 @@ def decides_the_same_when_asked_twice(case: PolicyCase, run: RunPlan, batch: Bat
 
 @POLICY.property(run=_runs(max_steps=5), batch=_batches())
 def never_changes_a_state(case: PolicyCase, run: RunPlan, batch: Batch) -> None:
-    """`decide` and `observe` leave the state that they are given as it was; a new state is a new object."""
+    """`decide`, `observe` and `verify` leave the state that they are given as it was; a new state is a new object."""
 
     def decide(policy: CachePolicy, step: Step, state: Any) -> Decision:
         before = copied(state)
@@ -262,7 +263,13 @@ def never_changes_a_state(case: PolicyCase, run: RunPlan, batch: Batch) -> None:
         same(difference_between(before, state, "the state"), f"observe at t={step.t:g} changed it")
         return after
 
-    case.bench(Watching(case.policy(), decide, observe)).sampled(run, _from(batch))
+    def verify(policy: CachePolicy, step: Step, place: str, drafted: Tensor, computed: Tensor, state: Any) -> Any:
+        before = copied(state)
+        after = policy.verify(step, place, drafted, computed, state)
+        same(difference_between(before, state, "the state"), f"verify at t={step.t:g} changed it")
+        return after
+
+    case.bench(Watching(case.policy(), decide, observe, on_verify=verify)).sampled(run, _from(batch))
 
 
 @POLICY.property(run=_runs(max_steps=4), batch=_batches())
@@ -285,31 +292,51 @@ def never_changes_what_it_sees(case: PolicyCase, run: RunPlan, batch: Batch) -> 
         same(difference_between(before, now, "(x, input, signals, output)"), f"observe at t={step.t:g} changed it")
         return after
 
-    case.bench(Watching(case.policy(), decide, observe)).sampled(run, _from(batch))
+    def verify(policy: CachePolicy, step: Step, place: str, drafted: Tensor, computed: Tensor, state: Any) -> Any:
+        before = copied((*parts(step), drafted, computed))
+        after = policy.verify(step, place, drafted, computed, state)
+        now = (*parts(step), drafted, computed)
+        what = "(x, input, signals, drafted, computed)"
+        same(difference_between(before, now, what), f"verify at t={step.t:g} changed it")
+        return after
+
+    case.bench(Watching(case.policy(), decide, observe, on_verify=verify)).sampled(run, _from(batch))
 
 
 @POLICY.property(run=_runs(max_steps=6), batch=_batches())
 def keeps_no_tensor_of_the_caller(case: PolicyCase, run: RunPlan, batch: Batch) -> None:
     """What it remembers is its own: changing latent and output in place afterwards changes no decision."""
+    seen: list[Tensor] = []
 
-    def scribble(step: Step, output: Tensor) -> None:
-        for tensor in (step.x, output, *step.signals.values()):
+    def scribbled() -> None:
+        for tensor in seen:
             if tensor.is_contiguous():
                 tensor.add_(17.0)
+        seen.clear()
+
+    def decide(policy: CachePolicy, step: Step, state: Any) -> Decision:
+        scribbled()  # on what the call before has seen at all of its places
+        return policy.decide(step, state)
 
     def observed(policy: CachePolicy, step: Step, decision: Decision, output: Tensor, state: Any) -> Any:
         after = policy.observe(step, decision, output, state)
-        if not policy.observes_places:
-            scribble(step, output)
+        seen.extend((step.x, output, *step.signals.values()))
+        if policy.grain == "place":
+            scribbled()
         return after
 
     def at_place(policy: CachePolicy, step: Step, place: str, decision: Decision, output: Tensor, state: Any) -> Any:
         after = policy.observe_place(step, place, decision, output, state)
-        scribble(step, output)
+        seen.extend((output, *step.signals.values()))
+        return after
+
+    def verify(policy: CachePolicy, step: Step, place: str, drafted: Tensor, computed: Tensor, state: Any) -> Any:
+        after = policy.verify(step, place, drafted, computed, state)
+        seen.extend((drafted, computed, *step.signals.values()))
         return after
 
     plain = case.bench().sampled(run, _from(batch))
-    watching = Watching(case.policy(), on_observe=observed, on_place=at_place)
+    watching = Watching(case.policy(), decide, observed, at_place, verify)
     other = case.bench(watching).sampled(run, _from(batch))
     same(difference_between(plain.summary(), other.summary(), "the trace"), "it follows the caller's tensors")
 
