@@ -37,6 +37,7 @@ PARTS = (
     "FORA",
     "PAB",
     "PAB, no window",
+    "SpeCa",
 )
 """Methods that reuse parts of the network, of the packages in ``plugins/``."""
 

@@ -11,8 +11,9 @@ from ours import cached_by
 
 from cachepolicies import Substitute
 from cachepolicies.adapters import adapter_of, blocks_of
+from cachepolicies.substitutes import Taylor
 from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT
-from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock
+from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, SpeCa
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -35,6 +36,9 @@ def of_ranges() -> list[Entry]:
         found.append(_entry("DBCache F1B0, linear", DBCache(first=1, threshold=value), "linear"))
     for value in (0.1, 0.2, 0.4, 0.8, 1.6):
         found.append(_entry("DiCache", DiCache(threshold=value), Aligned()))
+    for base in (0.3, 1.0, 3.0, 7.0):
+        draft = Taylor(order=2, differences="taylorseer", time="index")
+        found.append(_entry("SpeCa", SpeCa(base=base, decay=0.3, unverified=1, most=6), draft))
     return found
 
 

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cachepolicies import CachedDenoiser, NeedsError
+from cachepolicies.substitutes import Taylor
 from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, substitute_checks
-from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, plugin
+from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, SpeCa, plugin
 
 STEPS = 14
 TIMESTEPS = tuple(1000.0 - 70.0 * k for k in range(STEPS))
 DEPTH = 4
+ENDS = "blocks[:-1]+blocks[-1:]"
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +83,8 @@ def latent(rows: int = 2) -> Tensor:
         policy_checks(DBCache(warm_up=0), signals=("prefix",)),
         policy_checks(DBCache(warm_up=2, most=4, in_a_row=2), signals=("prefix",), label="dbcache-limits"),
         policy_checks(DiCache(), signals=("probe",)),
+        policy_checks(SpeCa(), site=ENDS),
+        policy_checks(SpeCa(base=0.0, floor=0.4, unverified=0, most=3, warm_up=1), site=ENDS, label="speca-strict"),
         substitute_checks(Aligned()),
     ]
 )
@@ -236,3 +242,139 @@ def test_a_site_without_blocks_in_front_is_refused() -> None:
     """There is nothing to look at."""
     with pytest.raises(NeedsError, match="needs the signal prefix"):
         CachedDenoiser(Network(), FirstBlock(), site="blocks")
+
+
+class Drafted:
+    """SpeCa in a plain loop, with a line through the last two computed steps."""
+
+    def __init__(self, network: Network, rule: SpeCa) -> None:
+        self.network, self.rule = network, rule
+        self.done: list[str] = []
+        self.errors: list[tuple[float, float]] = []
+
+    def run(self, x: Tensor) -> list[Tensor]:
+        """Return the latents."""
+        rule, cut = self.rule, DEPTH - self.rule.last
+        seen: list[tuple[int, Tensor, Tensor]] = []
+        latents, drafted, rejected = [], 0, False
+        for step, (t, after) in enumerate(pairwise((*TIMESTEPS, 0.0))):
+            entered = hidden = self.network.embed(x)
+            if step < rule.warm_up or rejected or drafted >= rule.most:
+                drafted, rejected = 0, False
+                middle = self.blocks(hidden, t, 0, cut)
+                hidden = self.blocks(middle, t, cut, DEPTH)
+                seen = [(step, middle - entered, hidden - middle), *seen][:2]
+                self.done.append("full")
+            else:
+                drafted += 1
+                middle = entered + self.forecast(step, [(at, front) for at, front, _ in seen])
+                hidden = middle + self.forecast(step, [(at, rear) for at, _, rear in seen])
+                self.done.append("drafted")
+                if drafted > rule.unverified:
+                    self.done[-1] = "verified"
+                    computed = self.blocks(middle, t, cut, DEPTH)
+                    error = float(((hidden - computed).abs() / (computed.abs() + 1e-10)).mean())
+                    limit = max(rule.base * rule.decay ** (step / STEPS), rule.floor)
+                    self.errors.append((error, limit))
+                    rejected = error > limit
+            x = x + (after - t) / 1000 * self.network.head(hidden)
+            latents.append(x)
+        return latents
+
+    def blocks(self, hidden: Tensor, t: float, start: int, stop: int) -> Tensor:
+        """Run some blocks."""
+        for block in self.network.blocks[start:stop]:
+            hidden = block(hidden, t / 1000)
+        return hidden
+
+    @staticmethod
+    def forecast(step: int, seen: list[tuple[int, Tensor]]) -> Tensor:
+        """Continue the line."""
+        (newest, now), *older = seen
+        if not older:
+            return now
+        ((before, then),) = older
+        return now + (step - newest) * (now - then) / (newest - before)
+
+
+def made_up(seed: int) -> Network:
+    """Return a network whose blocks bend what flows through more or less."""
+    network = Network()
+    generator = torch.Generator().manual_seed(seed)
+    for block in network.blocks:
+        layer: Any = block.layer
+        layer.weight.copy_(torch.randn(6, 6, generator=generator) * (0.2 + torch.rand((), generator=generator)))
+    return network
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rule=st.builds(
+        SpeCa,
+        base=st.floats(0.0, 2.0),
+        decay=st.floats(0.01, 1.0),
+        floor=st.floats(0.0, 0.5),
+        unverified=st.integers(0, 4),
+        most=st.integers(1, 6),
+        warm_up=st.integers(1, 4),
+        last=st.integers(1, 3),
+    ),
+    seed=st.integers(0, 1000),
+)
+def test_a_draft_is_accepted_up_to_its_limit(rule: SpeCa, seed: int) -> None:
+    """Whatever the network: drafts, checks and computed steps, latents and blocks run are those of the plain loop."""
+    network = made_up(seed)
+    hand = Drafted(network, rule)
+    wanted = hand.run(latent())
+    assume(all(abs(error - limit) > 1e-3 * limit + 1e-5 for error, limit in hand.errors))
+    for block in network.blocks:
+        block.calls = 0  # type: ignore[assignment]
+    draft = Taylor(order=1, differences="taylorseer", time="index", guard=None)
+    denoiser = CachedDenoiser(network, rule, substitute=draft)
+    with denoiser.run(timesteps=TIMESTEPS) as run:
+        found = sampled(denoiser, latent())
+    records = [record for record in run.trace.records if record.place == run.trace.places[-1]]
+    done = ["full" if r.evaluated[0] else "verified" if r.verified else "drafted" for r in records]
+    assert done == hand.done
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    full, verified = done.count("full"), done.count("verified")
+    calls = [full + verified if number >= DEPTH - rule.last else full for number in range(DEPTH)]
+    assert [block.calls for block in network.blocks] == calls
+    for before, after in pairwise(range(STEPS)):
+        if done[before] == "verified":
+            error, limit = hand.errors[done[: before + 1].count("verified") - 1]
+            assert (error <= limit) or done[after] == "full"
+
+
+def test_the_work_of_a_check_is_counted_and_changes_nothing() -> None:
+    """A verified step costs its last block, and gives what an unverified one gives."""
+    network = Network()
+    outputs, works = [], []
+    for unverified in (0, 8):
+        rule = SpeCa(base=1e9, unverified=unverified, most=4, warm_up=2)
+        denoiser = CachedDenoiser(network, rule)
+        with denoiser.run(timesteps=TIMESTEPS) as run:
+            outputs.append(sampled(denoiser, latent()))
+        works.append((run.trace.work, run.trace.verified_calls))
+        assert str(run.trace).count("?") == run.trace.verified_calls
+        assert sum(entry["verified"] for entry in run.trace.to_dict()["records"]) == run.trace.verified_calls
+    assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
+    (checked, times), (plain, none) = works
+    assert checked is not None
+    assert plain is not None
+    assert none == 0
+    assert times == 10
+    block = 2 * 6 * 6  # FLOPs a row; embedding and head cost as much as a block
+    assert checked - plain == pytest.approx(times / STEPS * block / ((DEPTH + 2) * block))
+
+
+def test_what_speca_cannot_work_with_is_named() -> None:
+    """A site without a rear; settings that are none."""
+    with pytest.raises(
+        NeedsError, match=r"site 'blocks\[1:\]' has one place for all; leave the site out, or use site="
+    ):
+        CachedDenoiser(Network(), SpeCa(), site="blocks[1:]")
+    for wrong in ({"decay": 0.0}, {"decay": 1.5}, {"base": -1.0}, {"warm_up": 0}, {"last": 0}, {"most": -1}):
+        with pytest.raises((ValueError, TypeError)):
+            SpeCa(**wrong)

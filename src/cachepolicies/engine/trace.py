@@ -120,7 +120,7 @@ class Trace:
 
     @property
     def model_calls(self) -> int:
-        """How often anything was evaluated, for any number of rows; audits are not counted."""
+        """How often anything was evaluated, for any number of rows; audits, and what is verified, are not counted."""
         return len({record.call for record in self.records if record.model_called})
 
     @property
@@ -166,7 +166,8 @@ class Trace:
         """The fraction of the uncached work that was done, by FLOPs, the mean over the calls; audits are not counted.
 
         An evaluation is 1, a reuse is what still runs: nothing at the denoiser's output, embedding and head at the
-        block stack. ``None`` where it is not known: inside a compiled network nothing is measured.
+        block stack; what is verified counts as done. ``None`` where it is not known: inside a compiled network nothing
+        is measured.
         """
         saved = [record.saved for record in self.records]
         if not saved or None in saved:

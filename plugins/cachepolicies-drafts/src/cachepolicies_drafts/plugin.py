@@ -5,6 +5,7 @@ from cachepolicies_drafts.aligned import Aligned
 from cachepolicies_drafts.dbcache import DBCache
 from cachepolicies_drafts.dicache import DiCache
 from cachepolicies_drafts.first_block import FirstBlock
+from cachepolicies_drafts.speca import SpeCa
 
 
 @hookimpl
@@ -13,6 +14,7 @@ def cachepolicies_register_policies(register: Register) -> None:
     register("dbcache", DBCache, "Reuses the middle blocks while the first ones changed little.")
     register("dicache", DiCache, "Reuses all blocks but a probe while its changes sum up to little.")
     register("first-block", FirstBlock, "Reuses all blocks but the first while what it adds changed little.")
+    register("speca", SpeCa, "Drafts the stack, and runs its last block to verify the draft.")
 
 
 @hookimpl
