@@ -193,6 +193,8 @@ def test_what_no_policy_may_want_is_named():
         outputs(network, Verifying(places="output"), "output")
     with pytest.raises(PolicyError, match=r"returned verify \(1,\); it is a tuple of names of places"):
         outputs(network, Verifying(places=(1,)), "output")
+    with pytest.raises(PolicyError, match=r"wants 'blocks.1' to be verified.* reached no such place; it reached ''"):
+        outputs(network, Verifying(places=("blocks.1",)), "output")
 
     class Deaf(CachePolicy):
         name = "deaf"

@@ -9,7 +9,7 @@ import torch
 from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
 
-from cachepolicies.base.errors import RunError
+from cachepolicies.base.errors import PolicyError, RunError
 from cachepolicies.base.foreign import writes_so_far
 from cachepolicies.base.host import without_gradient
 from cachepolicies.base.parallel import context_parallel, why_not_parallel
@@ -278,10 +278,28 @@ class ServedCall:
         self.leave()
 
     def leave(self) -> None:
-        """End the call, after its last place: the next one is told by what this one was."""
+        """End the call, after its last place: the next one is told by what this one was.
+
+        Raises:
+            PolicyError: a place that was to be verified was not reached.
+        """
+        if self.engine.policy.verifies and not self.engine.by_place:
+            self._check_verified()
         if self.run.writes_input is None and self.engine.looks:
             self.run.writes_input = self._was_written_on()
         self.run.note_call(self.call, self.given)
+
+    def _check_verified(self) -> None:
+        group, call = self.group(WHOLE), self.call
+        if group.decision is None or group.t != call.t or group.branch != call.branch:
+            return
+        missed = [place for place in group.decision.verify if self.key(place) not in group.served]
+        if missed and True in group.decision.reuse:
+            reached = ", ".join(sorted(repr(place) for branch, place in group.served if branch == call.branch))
+            raise PolicyError(
+                f"policy {self.engine.policy.name!r} wants {missed[0]!r} to be verified, and the call reached no such "
+                f"place; it reached {reached}"
+            )
 
     def _was_written_on(self) -> bool:
         if self.given.is_inference():  # which does not count: compared once a run
