@@ -9,14 +9,25 @@ from typing import Any
 import pytest
 import torch
 from DeepCache import DeepCacheSDHelper
-from diffusers.hooks import PyramidAttentionBroadcastConfig
+from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from torch import Tensor, nn
 
 import cachepolicies
 from cachepolicies.adapters import MLP, adapter_of, blocks_of
 from cachepolicies.sites import layers_of
 from cachepolicies.testing import registered
-from cachepolicies_classics import FORA, PAB, AdaCache, DeepCache, DeltaDiT, plugin
+from cachepolicies_classics import (
+    FORA,
+    PAB,
+    AdaCache,
+    CFGCache,
+    DeepCache,
+    DeltaDiT,
+    FasterCache,
+    FromBranch,
+    LastChange,
+    plugin,
+)
 from enabled_pipelines import one_thread  # noqa: F401  # a fixture
 from more_pipelines import MORE
 from tiny_pipelines import PIPELINES
@@ -165,11 +176,262 @@ def test_pab_is_right_where_that_of_diffusers_is_not():
     assert not torch.allclose(theirs, by_hand)
 
 
+COGVIDEOX = [913.0, 830.0, 747.0, 664.0, 581.0, 498.0, 415.0, 332.0, 249.0, 166.0, 83.0, 0.0]
+"""Timesteps of the tiny CogVideoX pipeline."""
+
+
+@contextmanager
+def faster(pipe: Any, **given: Any) -> Iterator[None]:
+    """Have diffusers' hooks serve a pipeline; what is not given is left as it is."""
+    nowhere = (-2, -1)
+    config = {
+        "spatial_attention_timestep_skip_range": nowhere,
+        "temporal_attention_timestep_skip_range": nowhere,
+        "unconditional_batch_timestep_skip_range": nowhere,
+        "attention_weight_callback": lambda _: 0.5,
+        "current_timestep_callback": lambda: pipe.current_timestep,
+        "tensor_format": "BFCHW",
+    }
+    pipe.transformer.enable_cache(FasterCacheConfig(**{**config, **given}))
+    try:
+        yield
+    finally:
+        pipe.transformer.disable_cache()
+
+
+def test_cfg_cache_is_that_of_diffusers_where_both_branches_are_one_call():
+    """CogVideoX: of the doubled batch only the conditional half is evaluated."""
+    pipe, every, start, size = entry("cogvideox").build(), 3, 3, "large"
+    given = {
+        "unconditional_batch_skip_range": every,
+        "unconditional_batch_timestep_skip_range": (-1, COGVIDEOX[start] + 1),
+        "low_frequency_weight_update_timestep_range": (COGVIDEOX[8], 1001),
+        "high_frequency_weight_update_timestep_range": (-1, COGVIDEOX[5]),
+        "alpha_low_frequency": 1.15,
+        "alpha_high_frequency": 1.3,
+    }
+    with faster(pipe, **given):
+        theirs = entry("cogvideox").call(pipe, steps=STEPS, size=size)
+    substitute = FromBranch(low=1.15, low_until=8 / STEPS, high=1.3, high_from=6 / STEPS)
+    policy = CFGCache(start_after=start / STEPS, every=every)
+    with cachepolicies.enable(pipe, policy, substitute=substitute) as enabled:
+        ours = entry("cogvideox").call(pipe, steps=STEPS, size=size)
+        skipped = sum(step >= start and step % every > 0 for step in range(STEPS))
+        assert enabled.trace.nfe == STEPS - skipped / 2
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(ours, entry("cogvideox").call(pipe, steps=STEPS, size=size), atol=1e-5)
+
+
+class AheadByHand:
+    """Attention of a pipeline extrapolated by torch's own hooks.
+
+    Args:
+        modules: the attentions.
+        skipped: steps at which they are extrapolated.
+        weight: of a step.
+        counts: whether what was extrapolated counts among the last two outputs, as in diffusers' hooks.
+    """
+
+    def __init__(self, modules: list[nn.Module], skipped: set[int], weight: Any, *, counts: bool = False) -> None:
+        self.skipped, self.weight, self.counts = skipped, weight, counts
+        self.modules = modules
+        self.kept: dict[tuple[str, nn.Module], list[tuple[Tensor, ...]]] = {}
+        self.levels: list[float] = []
+        self.branch, self.t = "", -1.0
+
+    def run(self, key: str, pipe: Any, **given: Any) -> Tensor:
+        """Return what the pipeline makes."""
+        hooks = [pipe.transformer.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        hooks += [module.register_forward_hook(self._leave) for module in self.modules]
+        found: Tensor = entry(key).call(pipe, steps=STEPS, **given)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        t = float(kwargs["timestep"].flatten()[0])
+        self.branch = "uncond" if self.t == t else "cond"  # cond first in every step
+        self.t = t
+        if t not in self.levels:
+            self.levels.append(t)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        step = len(self.levels) - 1
+        kept = self.kept.setdefault((self.branch, module), [])
+        now: Any = output
+        if step in self.skipped:
+            now = self._ahead(kept, step)
+        if step not in self.skipped or self.counts:
+            kept.append(now if isinstance(now, tuple) else (now,))
+        return now
+
+    def _ahead(self, kept: list[tuple[Tensor, ...]], step: int) -> Any:
+        older, newest = kept[-2:]
+        ahead = tuple(one + (one - two) * self.weight(step) for one, two in zip(newest, older, strict=True))
+        return ahead if len(ahead) > 1 else ahead[0]
+
+
+def attentions(pipe: Any) -> list[nn.Module]:
+    """Return every attention of a pipeline's transformer."""
+    transformer = pipe.transformer
+    return [module for module, kind in layers_of(transformer, adapter_of(transformer)).values() if kind != MLP]
+
+
+def rises(step: int) -> float:
+    """Return a weight that rises from step 2 to step 10."""
+    return 0.9 * (step - 2) / 8
+
+
+HALF, THIRD = LastChange(), LastChange(weight=0.3)
+RISING = LastChange(weight=0.9, rising=(2 / STEPS, 10 / STEPS))
+
+
+@pytest.mark.parametrize(
+    ("key", "every", "substitute", "weight"),
+    [
+        ("wan", 2, HALF, lambda _: 0.5),
+        ("wan", 2, RISING, rises),
+        ("cogvideox", 3, THIRD, lambda _: 0.3),
+        ("flux", 2, HALF, lambda _: 0.5),
+    ],
+)
+def test_fastercache_is_that_by_hand(key, every, substitute, weight):
+    """From the last two computed outputs, of each branch for itself; attention with two outputs too."""
+    pipe = entry(key).build()
+    skipped = {step for step in range(4, STEPS) if step % every}
+    by_hand = AheadByHand(attentions(pipe), skipped, weight).run(key, pipe)
+    with cachepolicies.enable(pipe, FasterCache(start_after=4 / STEPS, every=every), substitute=substitute):
+        ours = sampled(key, pipe)
+    torch.testing.assert_close(ours, by_hand, atol=1e-6, rtol=1e-5)
+    held = cachepolicies.enable(pipe, FasterCache(start_after=4 / STEPS, every=every), substitute="hold")
+    with held:
+        assert not torch.allclose(sampled(key, pipe), ours, atol=1e-5)
+
+
+def test_fastercache_is_that_of_diffusers_until_it_reads_what_it_made_up():
+    """CogVideoX without guidance: the same where one step is extrapolated; diffusers' then counts it as computed."""
+    pipe = entry("cogvideox").build()
+    attended = attentions(pipe)
+    for first in (11, 5):
+        level = COGVIDEOX[first] + 1
+        given = {"is_guidance_distilled": True, "spatial_attention_timestep_skip_range": (-1, level)}
+        with faster(pipe, **given):
+            theirs = entry("cogvideox").call(pipe, steps=STEPS, guidance=False)
+        skipped = {step for step in range(first, STEPS) if step % 2}
+        of_theirs = AheadByHand(attended, skipped, lambda _: 0.5, counts=True).run("cogvideox", pipe, guidance=False)
+        torch.testing.assert_close(theirs, of_theirs, atol=1e-6, rtol=1e-5)
+        with cachepolicies.enable(pipe, FasterCache(start_after=first / STEPS)) as enabled:
+            ours = entry("cogvideox").call(pipe, steps=STEPS, guidance=False)
+            assert enabled.policy.reuses
+        assert torch.allclose(ours, theirs, atol=1e-6) == (len(skipped) == 1)
+
+
+def test_fastercache_serves_separate_calls_which_that_of_diffusers_does_not():
+    """Wan calls its branches one after the other; diffusers' hooks take half of each for the unconditional one.
+
+    With one prompt they fail at the first step. Told that nothing is guided, they keep one memory for both branches.
+    """
+    pipe = entry("wan").build()
+    given = {"spatial_attention_timestep_skip_range": (-1, 900.0), "tensor_format": "BCFHW"}
+    with faster(pipe, **given), pytest.raises(IndexError):
+        sampled("wan", pipe)
+    wan = entry("wan").build()
+    levels: list[float] = []
+    hook = wan.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: levels.append(float(kwargs["timestep"].flatten()[0])), with_kwargs=True
+    )
+    sampled("wan", wan)
+    hook.remove()
+    first = levels[2 * (STEPS - 1)]  # the last step alone is extrapolated
+    own = [module for path, module in wan.transformer.named_modules() if path.endswith("attn1")]
+    by_hand = AheadByHand(own, {STEPS - 1}, lambda _: 0.5).run("wan", wan)
+    policy = FasterCache(start_after=(STEPS - 1) / STEPS)
+    with cachepolicies.enable(wan, policy, site="spatial_attention"):
+        ours = sampled("wan", wan)
+    torch.testing.assert_close(ours, by_hand, atol=1e-6, rtol=1e-5)
+    with faster(wan, **{**given, "spatial_attention_timestep_skip_range": (-1, first + 1)}, is_guidance_distilled=True):
+        theirs = sampled("wan", wan)
+    assert not torch.allclose(theirs, by_hand, atol=1e-5)
+
+
+def cfg_by_hand(pipe: Any, skipped: set[int]) -> Tensor:
+    """Return what Wan makes where its unconditional calls are made up, by replacing the transformer's forward."""
+    transformer, forward = pipe.transformer, pipe.transformer.forward
+    seen: dict[str, Any] = {"t": None, "step": -1, "factor": 1.0}
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        t = float(kwargs["timestep"].flatten()[0])
+        if seen["t"] != t:  # cond first in every step
+            seen.update(t=t, step=seen["step"] + 1)
+            seen["cond"] = forward(*args, **kwargs)[0]
+            return (seen["cond"].clone(),)
+        if seen["step"] not in skipped:
+            uncond = forward(*args, **kwargs)[0]
+            seen.update(difference=uncond - seen["cond"], factor=1.0)
+            return (uncond,)
+        seen["factor"] *= 1.2
+        return (seen["cond"] + seen["factor"] * seen["difference"],)
+
+    transformer.forward = call
+    try:
+        return sampled("wan", pipe)
+    finally:
+        del transformer.forward
+
+
+def test_cfg_cache_serves_separate_calls():
+    """Wan: unconditional calls do not run; with one factor for both bands no transform is needed by hand."""
+    pipe = entry("wan").build()
+    skipped = {step for step in range(4, STEPS) if step % 3}
+    by_hand = cfg_by_hand(pipe, skipped)
+    policy, substitute = CFGCache(start_after=4 / STEPS, every=3), FromBranch(1.2, 1.2, 1.0, 0.0)
+    calls: list[int] = []
+    hook = pipe.transformer.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    with cachepolicies.enable(pipe, policy, substitute=substitute):
+        ours = sampled("wan", pipe)
+    hook.remove()
+    assert len(calls) == 2 * STEPS - len(skipped)
+    torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=1e-5)
+
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+"""The first of these in a denoiser takes the latent; it has a row for each frame in CogVideoX."""
+
+
+@pytest.mark.parametrize("key", ["wan-2.2", "sd3", "cogvideox", "dit", "sd"])
+def test_cfg_cache_serves_real_pipelines(key):
+    """Rows are counted inside: half of a step's are left out; plain where none are, and a second run is equal."""
+    pipe = entry(key).build()
+    left_out = ("uncond", "copy 2" if entry(key).doubled == "cond" else "copy 1")
+    denoisers = [
+        next(m for m in module.modules() if isinstance(m, CONVOLUTIONS)) for module in entry(key).modules(pipe)
+    ]
+    ran: list[int] = []
+    bare = sampled(key, pipe)
+    with cachepolicies.enable(pipe, CFGCache(every=1)):
+        assert torch.equal(sampled(key, pipe), bare)
+    hooks = [module.register_forward_hook(lambda module, args, out: ran.append(len(args[0]))) for module in denoisers]
+    with cachepolicies.enable(pipe, CFGCache(start_after=4 / STEPS, every=3, branches=left_out)) as enabled:
+        first = sampled(key, pipe)
+        once = sum(ran)
+        second = sampled(key, pipe)
+        assert enabled.trace.cache_ratio > 0
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(first, second)
+    assert not torch.equal(first, bare)
+    skipped = sum(step >= 4 and step % 3 > 0 for step in range(STEPS))
+    rows = 2 if key == "cogvideox" else 1  # one for each frame
+    assert sum(ran) == 2 * once == 2 * rows * (2 * STEPS - skipped)
+    assert torch.equal(sampled(key, pipe), bare)
+
+
 METHODS = {
     "adacache": (AdaCache(codebook=((1.0, 1),)), AdaCache(codebook=((1.0, 3),))),
     "fora": (FORA(every=1), FORA(every=2)),
     "pab": (PAB(spatial=1, temporal=1, cross=1), PAB(spatial=2, temporal=2, cross=3, window=(1, 990))),
     "delta-dit": (DeltaDiT(every=1, blocks=1), DeltaDiT(every=2, blocks=1)),
+    "fastercache": (FasterCache(every=1), FasterCache()),
     "deepcache": (DeepCache(interval=1), DeepCache(interval=2)),
 }
 PIPES = {"deepcache": ("sd", "sdxl")}
@@ -202,7 +464,7 @@ def test_every_method_serves_real_pipelines(method, key):
     calls = len({record.call for record in trace.records})
     assert 0 < once < calls * len(watched)
     evaluated = sum(any(record.evaluated) for record in trace.records)
-    if method in ("adacache", "fora", "pab"):
+    if method in ("adacache", "fora", "pab", "fastercache"):
         assert once == evaluated
     assert not torch.equal(first, bare)
     assert torch.equal(sampled(key, pipe), bare)

@@ -192,7 +192,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "engine",
         "engine/engine.py",
-        "ALL if self.engine.settings.shared_branches else self.call.branch,",
+        "self.call.branch if self.engine.by_branch else ALL,",
         "ALL,",
         'branches="independent" is passed over',
         ("test_engine.py", *IN_PLACE),

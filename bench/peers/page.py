@@ -33,6 +33,7 @@ PARTS = (
     "DeepCache, dense keys",
     "Delta-DiT",
     "DiCache",
+    "FasterCache attention",
     "FirstBlockCache",
     "FORA",
     "PAB",

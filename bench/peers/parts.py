@@ -12,7 +12,7 @@ from ours import cached_by
 from cachepolicies import Substitute
 from cachepolicies.adapters import adapter_of, blocks_of
 from cachepolicies.substitutes import Taylor
-from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT
+from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, FasterCache, LastChange
 from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, SpeCa
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -24,6 +24,9 @@ def of_kinds() -> list[Entry]:
     for every in (2, 3, 4, 6):
         found.append(_entry("PAB", PAB(spatial=every, temporal=None, cross=2 * every, window=(100.0, 850.0))))
         found.append(_entry("PAB, no window", PAB(spatial=every, cross=2 * every, window=(0.0, 1e9))))
+    for start, every in ((0.32, 2), (0.32, 3), (0.2, 2), (0.2, 4)):
+        weight = LastChange(weight=0.5 if every == 2 else 0.3)
+        found.append(_entry("FasterCache attention", FasterCache(start_after=start, every=every), weight))
     return found
 
 

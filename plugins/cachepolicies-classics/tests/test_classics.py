@@ -12,10 +12,37 @@ import torch
 from diffusers import LatteTransformer3DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from cachepolicies import CachedDenoiser, NeedsError, SettingsError, enable
+from cachepolicies import (
+    CachedDenoiser,
+    Context,
+    InputError,
+    NeedsError,
+    RunError,
+    SettingsError,
+    enable,
+)
 from cachepolicies.adapters import CROSS, MLP, SPATIAL, TEMPORAL
-from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, site_checks
-from cachepolicies_classics import FORA, PAB, AdaCache, DeepCache, DeltaDiT, FrontAndRear, plugin
+from cachepolicies.testing import (
+    Check,
+    parametrize_with_checks,
+    policy_checks,
+    registered,
+    site_checks,
+    substitute_checks,
+)
+from cachepolicies_classics import (
+    FORA,
+    PAB,
+    AdaCache,
+    CFGCache,
+    DeepCache,
+    DeltaDiT,
+    FasterCache,
+    FromBranch,
+    FrontAndRear,
+    LastChange,
+    plugin,
+)
 from cachepolicies_classics.deepcache import key_steps
 
 STEPS = 12
@@ -113,6 +140,7 @@ def of_kind(network: nn.Module) -> dict[str, str]:
 METHODS = {
     "adacache": (AdaCache(codebook=((1.0, 1),)), AdaCache(codebook=((0.05, 4), (0.2, 3), (1.0, 2))), latte),
     "fora": (FORA(every=1), FORA(every=3), latte),
+    "fastercache": (FasterCache(every=1), FasterCache(start_after=0.25, every=3), latte),
     "pab": (PAB(spatial=None, temporal=None, cross=None), PAB(mlp_blocks=1, mlp_timesteps=(600.0,)), latte),
     "delta-dit": (DeltaDiT(every=1, blocks=1), DeltaDiT(every=3, blocks=1), None),
     "deepcache": (DeepCache(interval=1), DeepCache(interval=3), unet),
@@ -157,9 +185,15 @@ PARTS = {"blocks[0:1]": "front", "blocks[1:2]": "front and rear", "blocks[2:3]":
         policy_checks(PAB(), site=ATTENTION),
         policy_checks(PAB(mlp_blocks=1, mlp_timesteps=(500.0,)), site=ATTENTION, label="pab-mlp"),
         policy_checks(DeltaDiT(), site=PARTS),
+        policy_checks(FasterCache(start_after=0.0)),
+        policy_checks(CFGCache(start_after=0.0, branches=("default", "copy 1", "uncond"))),
         policy_checks(DeepCache()),
         policy_checks(DeepCache(center=2.0, power=1.4), label="deepcache-keys"),
         site_checks(FrontAndRear(1)),
+        substitute_checks(LastChange()),
+        substitute_checks(LastChange(weight=0.9, rising=(0.2, 0.8)), label="last-change-rising"),
+        substitute_checks(FromBranch(axes=1)),
+        substitute_checks(FromBranch(low=1.0, high=1.0, axes=1), label="from-branch-plain"),
     ]
 )
 def test_the_contracts(check: Check) -> None:
@@ -196,6 +230,192 @@ def test_fora_counts_from_the_last_step() -> None:
     ran = counted(network, {path: network.get_submodule(path) for path in kinds}, FORA(every=3))
     assert set(kinds.values()) == {SPATIAL, TEMPORAL, CROSS, MLP}
     assert all(steps == [0, 2, 5, 8, 11] for steps in ran.values())
+
+
+def test_fastercache_computes_a_first_part_and_then_every_nth_step() -> None:
+    """A quarter of 12 steps, then steps 3, 6 and 9; the stand-in comes with the policy."""
+    network = latte()
+    kinds = [path for path, kind in of_kind(network).items() if kind != MLP]
+    policy = FasterCache(start_after=0.25, every=3)
+    ran = counted(network, {path: network.get_submodule(path) for path in kinds}, policy)
+    assert all(steps == [0, 1, 2, 3, 6, 9] for steps in ran.values())
+    assert CachedDenoiser(network, policy, x_name="hidden_states", t_name="timestep").substitute == LastChange()
+
+
+class Guided(nn.Module):
+    """A denoiser whose output depends on a condition, one number a sample; it counts the rows that it evaluates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[float]] = []
+
+    def forward(self, x: Tensor, t: Any, text: Tensor) -> Tensor:
+        """Return something that is different at every t and place, for every condition."""
+        self.rows.append(text.flatten().tolist())
+        wave = torch.sin(x * (1.0 + float(t) / 500) + text.reshape(-1, 1, 1, 1))
+        output: Tensor = wave + 0.1 * text.reshape(-1, 1, 1, 1) * x.roll(1, -1)
+        return output
+
+
+GUIDED_STEPS = (0, 1, 2, 3, 6, 9)
+"""Of `TIMESTEPS`, those at which both branches are evaluated with the settings of the tests."""
+
+
+def frames() -> Tensor:
+    """Return two latents on a grid."""
+    return torch.randn(2, 3, 10, 12, generator=torch.Generator().manual_seed(4))
+
+
+def by_hand(low: float, high: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Return conditional and unconditional outputs at every step of a guided run with CFG-Cache, with full spectra."""
+    model, x = Guided(), frames()
+    ones = torch.ones(len(x))
+    row, column = torch.meshgrid(torch.arange(10) - 5, torch.arange(12) - 6, indexing="ij")
+    band = (row**2 + column**2 <= (10 // 5) ** 2).float()
+
+    def spectrum(values: Tensor) -> Tensor:
+        shifted: Tensor = torch.fft.fftshift(torch.fft.fft2(values), dim=(-2, -1))
+        return shifted
+
+    conds, unconds = [], []
+    difference_low = difference_high = torch.zeros(())
+    for step, (t, after) in enumerate(pairwise((*TIMESTEPS, 0.0))):
+        cond = model(x, t, ones)
+        if step in GUIDED_STEPS:
+            uncond = model(x, t, -ones)
+            difference_low = spectrum(uncond - cond) * band
+            difference_high = spectrum(uncond - cond) * (1 - band)
+        else:
+            difference_low = difference_low * (low if step < 8 else 1.0)
+            difference_high = difference_high * (high if step >= 6 else 1.0)
+            found = difference_low + spectrum(cond) * band + difference_high + spectrum(cond) * (1 - band)
+            uncond = torch.fft.ifft2(torch.fft.ifftshift(found, dim=(-2, -1))).real
+        conds.append(cond)
+        unconds.append(uncond)
+        x = x + (after - t) / 1000 * (uncond + 3.0 * (cond - uncond))
+    return conds, unconds
+
+
+CFG = CFGCache(start_after=0.25, every=3)
+
+
+def guided(denoiser: Any, *, batched: bool = False, order: str = "cu") -> tuple[list[Tensor], list[Tensor]]:
+    """Return conditional and unconditional outputs of the same run, with a wrapper."""
+    x = frames()
+    ones = torch.ones(len(x))
+    conds, unconds = [], []
+    with denoiser.run(timesteps=TIMESTEPS):
+        for t, after in pairwise((*TIMESTEPS, 0.0)):
+            if batched:
+                uncond, cond = denoiser(torch.cat([x, x]), t, torch.cat([-ones, ones])).chunk(2)
+            else:
+                of = {"c": lambda x=x, t=t: denoiser(x, t, ones, branch="cond")}
+                of["u"] = lambda x=x, t=t: denoiser(x, t, -ones, branch="uncond")
+                made = {name: of[name]() for name in order}
+                cond, uncond = made["c"], made["u"]
+            conds.append(cond)
+            unconds.append(uncond)
+            x = x + (after - t) / 1000 * (uncond + 3.0 * (cond - uncond))
+    return conds, unconds
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(1.1, 1.3), (1.0, 1.0), (1.2, 1.2)])
+def test_cfg_cache_is_that_by_hand(batched: bool, low: float, high: float) -> None:
+    """As separate calls, and as one batch of which one half is evaluated; factors compound over skipped steps."""
+    model = Guided()
+    substitute = FromBranch(low=low, high=high, low_until=8 / 12, high_from=6 / 12)
+    denoiser = CachedDenoiser(model, CFG, substitute=substitute, cfg="batched" if batched else "separate")
+    found, expected = guided(denoiser, batched=batched), by_hand(low, high)
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+    evaluated = [sum(rows) for rows in model.rows]
+    both = len(GUIDED_STEPS)
+    if batched:
+        assert evaluated == [0.0 if step in GUIDED_STEPS else 2.0 for step in range(STEPS)]
+        assert denoiser.nfe == (both + STEPS) / 2
+    else:
+        assert (evaluated.count(2.0), evaluated.count(-2.0)) == (STEPS, both)
+        assert denoiser.nfe == both + STEPS
+    assert denoiser.trace.work == pytest.approx((both + STEPS) / (2 * STEPS))
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_cfg_cache_leaves_out_nothing_where_it_is_told_so(batched: bool) -> None:
+    """Bit for bit; and the conditional branch is always the model's own."""
+    denoiser = CachedDenoiser(Guided(), CFGCache(every=1), cfg="batched" if batched else "separate")
+    plain = guided(denoiser, batched=batched)
+    assert denoiser.nfe == (STEPS if batched else 2 * STEPS)
+    bare = guided(CachedDenoiser(Guided(), "never", cfg="batched" if batched else "separate"), batched=batched)
+    assert all(torch.equal(a, b) for one, two in zip(plain, bare, strict=True) for a, b in zip(one, two, strict=True))
+
+
+def served(denoiser: Any, x: Tensor, **texts: Tensor) -> None:
+    """Call the branches of these texts at every step of a run, in this order; without a name for ``batch``."""
+    with denoiser.run(timesteps=TIMESTEPS):
+        for t in TIMESTEPS:
+            for name, text in texts.items():
+                denoiser(x, t, text, **({} if name == "batch" else {"branch": name}))
+
+
+def test_cfg_cache_says_what_it_takes() -> None:
+    """The order of the branches, a grid, rows that can be cut, a site that can cut them, one other branch."""
+    x, one = frames(), torch.ones(2)
+    with pytest.raises(RunError, match=r"makes branch 'uncond' from another that was called before .* there is none"):
+        served(CachedDenoiser(Guided(), CFG), x, uncond=-one, cond=one)
+    exchanged = CachedDenoiser(Guided(), CFGCache(start_after=0.25, every=3, branches="cond"))
+    served(exchanged, x, uncond=-one, cond=one)
+    assert exchanged.nfe == STEPS + len(GUIDED_STEPS)
+    flat = CachedDenoiser(lambda x, t, text: x * text[:, None], CFG)
+    with pytest.raises(InputError, match=r"takes outputs \(B, C, ..., H, W\), got \(2, 4\)"):
+        served(flat, torch.ones(2, 4), cond=one, uncond=-one)
+    with pytest.raises(RunError, match="there is 'cond', 'third'"):
+        served(CachedDenoiser(Guided(), CFG), x, cond=one, third=one / 2, uncond=-one)
+    named = CachedDenoiser(Guided(), CFG, substitute=FromBranch(source="third"))
+    served(named, x, cond=one, third=one / 2, uncond=-one)
+    assert named.nfe == 2 * STEPS + len(GUIDED_STEPS)
+    inside = CachedDenoiser(latte(), CFG, site="attention", cfg="batched", x_name="hidden_states", t_name="timestep")
+    several = "decides for every guidance branch apart, and 2 of them are in one batch"
+    with inside.run(timesteps=TIMESTEPS), pytest.raises(InputError, match=several):
+        inside(torch.ones(2, 4, 2, 8, 8), torch.tensor([900.0] * 2))
+    with pytest.raises(InputError, match="whose rows are in one batch here, and rows cannot be told apart: the denoi"):
+        served(CachedDenoiser(lambda x, t, text: (x, torch.zeros(3)), CFG, cfg="batched"), x, batch=one)
+
+
+def test_the_weight_of_the_last_change_rises_with_the_step() -> None:
+    """As Open-Sora's: 0.9 (i - 7) / 20 of 30 steps."""
+    substitute = LastChange(weight=0.9, rising=(7 / 30, 27 / 30))
+    levels = tuple(float(1000 - 30 * step) for step in range(30))
+    for step in (0, 7, 8, 17, 29):
+        found = substitute.weight_at(Context(levels[step], index=step, timesteps=levels))
+        assert found == pytest.approx(max(0.0, 0.9 * (step - 7) / 20))
+    with pytest.raises(NeedsError, match="needs its timesteps"):
+        substitute.weight_at(Context(500.0))
+    for wrong in ({"weight": -1.0}, {"rising": (0.5, 0.2)}, {"rising": (0.5,)}):
+        with pytest.raises(SettingsError, match="last-change:"):
+            LastChange(**wrong)
+
+
+def test_cfg_cache_and_fastercache_go_together() -> None:
+    """In a loop of one's own: the network with one enabled, and the other around it."""
+    network: Any = latte()
+    x, text = inputs(network)
+    attention = network.get_submodule("transformer_blocks.0.attn1")
+    ran: list[int] = []
+    hook = attention.register_forward_hook(lambda *_: ran.append(1))
+    inner = enable(network, FasterCache(start_after=0.25, every=3), branches="independent")
+    with inner as enabled, enabled.run(TIMESTEPS):
+        outer = CachedDenoiser(network, CFGCache(start_after=0.25, every=4), x_name="hidden_states", t_name="timestep")
+        with outer.run(timesteps=TIMESTEPS):
+            for t in TIMESTEPS:
+                for name, sign in (("cond", 1.0), ("uncond", -1.0)):
+                    with network.cache_context(name):
+                        outer(x, torch.tensor([t]), encoder_hidden_states=sign * text, return_dict=False, branch=name)
+    hook.remove()
+    assert outer.nfe == STEPS + 5  # steps 0, 1, 2, 4, 8
+    # cond: steps 0, 1, 2, 3, 6, 9; uncond is called at steps 0, 1, 2, 4, 8, and extrapolates at the last two
+    assert len(ran) == 6 + 3
 
 
 def test_pab_has_an_interval_a_kind_and_a_window() -> None:

@@ -157,12 +157,13 @@ def assemble(
     site = resolved_site(site_name, setup.with_parts(substitute=as_substitute("hold")))
     setup = setup.with_parts(site=site)
     around = engine_settings(adapter)
+    stands_in = parts.substitute or (None if settings is None else settings.substitute)
     make = partial(_engine, site=site, limits=parts.limits, settings=around, notes=notes, warned=set())
     if profile is not None:
         check_profile(profile, model=model)
     if not by_run:
         assert settings is not None
-        named = as_substitute(parts.substitute or "hold")
+        named = as_substitute(stands_in or "hold")
         setup = setup.with_parts(substitute=as_substitute(named.resolve(setup)))
         return Assembly(make(setup, settings, watch=None), site, setup, settings, named)
 
@@ -177,7 +178,7 @@ def assemble(
         asked=parts.budget is not None,
         profile=profile,
         rule=settings,
-        substitute=parts.substitute,
+        substitute=stands_in,
         build=build,
         scheduler=scheduler,
         learned=_learned(parts.learn),
@@ -287,7 +288,8 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
 
     Raises:
         NeedsError: a signal, a profile, or something in the profile is missing; or the site cannot correct.
-        PolicyError: the policy decides place by place, and has an `observe_place`.
+        PolicyError: the policy decides place by place, and has an `observe_place`; or the substitute keeps what it does
+            not want.
     """
     needs, site = policy.needs, setup.site
     if policy.observes_places and policy.grain == "place":
@@ -316,6 +318,11 @@ def check_needs(policy: CachePolicy, substitute: Substitute, setup: Setup) -> No
         raise NeedsError(
             f"substitute {substitute.name!r} corrects evaluations, and at site {site.name!r} the forward goes on with "
             "what was evaluated; use site='output', or a substitute that does not correct (correct=0)"
+        )
+    if substitute.keeps_branches and not substitute.wants_branches:
+        raise PolicyError(
+            f"substitute {substitute.name!r} keeps what other branches returned (keeps_branches), and does not want to "
+            "look at it; let wants_branches be True too"
         )
     if substitute.adds_input and site is not None and site.remembers_residuals:
         raise NeedsError(

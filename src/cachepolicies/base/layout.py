@@ -20,27 +20,55 @@ class Layout:
     """Rows of a batch, grouped by who decides for them.
 
     Row r belongs to sample ``r % samples``: a batch doubled for guidance is ``cat([x, x])``. With ``per_sample=False``
-    all rows belong to one decision.
+    all rows belong to one decision. Where copies decide apart, each is a guidance branch, and decision d belongs to one
+    of them.
 
     Attributes:
         rows: size B of the batch.
         copies: how often each sample stands in the batch (2 for a batch doubled for guidance).
         per_sample: whether every sample decides for itself.
+        apart: whether the copies of a sample decide apart.
     """
 
     rows: int
     copies: int = 1
     per_sample: bool = True
+    apart: bool = False
     decisions: int = field(init=False)
     _rows_of: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
 
     @decisions.default
     def _count(self) -> int:
-        return self.rows // self.copies if self.per_sample else 1
+        copies = self.copies if self.apart else 1
+        return copies * (self.rows // self.copies if self.per_sample else 1)
 
     @_rows_of.default
     def _group(self) -> tuple[tuple[int, ...], ...]:
+        if self.apart and not self.per_sample:
+            one = self.rows // self.copies
+            return tuple(tuple(range(d * one, (d + 1) * one)) for d in range(self.copies))
         return tuple(tuple(range(d, self.rows, self.decisions)) for d in range(self.decisions))
+
+    @property
+    def copy_names(self) -> tuple[str, ...]:
+        """The names of the copies as branches, in the order of the batch: ``"copy 1"``, ``"copy 2"``."""
+        return tuple(f"copy {number}" for number in range(1, self.copies + 1))
+
+    def branches_of(self, branch: str) -> tuple[str, ...]:
+        """Return the branch of every decision in a call.
+
+        Args:
+            branch: of the call; where the copies decide apart, each has its own name.
+        """
+        if not self.apart:
+            return (branch,) * self.decisions
+        each = self.decisions // self.copies
+        return tuple(name for name in self.copy_names for _ in range(each))
+
+    def by_copy(self, values: Tensor) -> dict[str, Tensor]:
+        """Return the values ``(B, ...)`` of every copy in all rows of their samples, ``(B, ...)``, by its name."""
+        parts = values.chunk(self.copies)
+        return {name: torch.cat([part] * self.copies) for name, part in zip(self.copy_names, parts, strict=True)}
 
     def rows_of(self, decision: int) -> tuple[int, ...]:
         """Return the rows that follow this decision."""

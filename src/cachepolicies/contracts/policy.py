@@ -16,6 +16,7 @@ from cachepolicies.contracts.step import RunInfo, Step
 if TYPE_CHECKING:
     from cachepolicies.contracts.setup import Setup
     from cachepolicies.contracts.site import Site
+    from cachepolicies.contracts.substitute import Substitute
     from cachepolicies.profiles.schema import Profile
 
 Grain: TypeAlias = Literal["call", "place"]
@@ -137,6 +138,15 @@ class PolicySettings(Contract, declares=True):
         """Where the rule is published to cut, a site or its spec, taken where nobody names one; ``None`` as usual."""
         return None
 
+    @property
+    def substitute(self) -> str | Substitute | None:
+        """What the rule is published to stand in with, taken where nobody names a substitute; ``None`` as usual.
+
+        A substitute, or its spec. For a method that is both a rule and a stand-in; see ``stand_in`` for a rule that has
+        one under a budget only.
+        """
+        return None
+
     def simulated(self, profile: Profile) -> Sequence[float] | None:
         """Return how many steps of each calibration run these settings evaluate, where the policy itself knows.
 
@@ -194,6 +204,16 @@ class CachePolicy(PolicySettings, declares=True):
         ``start``, and ``step.place`` says which one is decided on.
         """
         return "call"
+
+    @property
+    def by_branch(self) -> bool:
+        """Whether it decides for every guidance branch apart, whatever ``branches=`` says; not by default.
+
+        Every branch has a state of its own then, from ``start``. In a batch that is doubled for guidance each copy is a
+        branch: there is one call and one state, but a decision for each copy of every sample, and ``step.branches``
+        says whose each is. The site has to be able to evaluate some rows of a batch.
+        """
+        return False
 
     def resolve(self, setup: Setup) -> CachePolicy:
         """Return the policy that works in this set-up; the policy itself unless it says otherwise."""

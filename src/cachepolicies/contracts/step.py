@@ -114,7 +114,7 @@ class Step:
     Attributes:
         x: ``(B, ...)`` the latent, in the model's dtype; not to be changed.
         t: noise level, in the units the denoiser is called with.
-        branch: the branch that decides.
+        branch: the branch that decides; see ``branches`` for a policy that decides by branch.
         index: step of the run that t lies in, or ``None`` when the run was not declared.
         run: what is known of the run.
         signals: ``(B, ...)`` values from inside the model, by name, as declared in the policy's needs.
@@ -131,6 +131,15 @@ class Step:
     signals: Mapping[str, Tensor] = field(factory=dict)
     place: str = ""
     input: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branch of every decision: that of the call, but in a batch whose copies decide apart.
+
+        There the decisions belong to ``"copy 1"``, ``"copy 2"``, and so on in the order of the batch; see
+        `CachePolicy.by_branch`.
+        """
+        return self.run.layout.branches_of(self.branch)
 
     def in_first(self, fraction: float) -> bool:
         """Return whether the step lies in the first ``fraction`` of the run; see `RunInfo.in_first`."""

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachepolicies.base.errors import PolicyError
+from cachepolicies.base.timesteps import slack_of
 from cachepolicies.contracts.declared import Contract
+from cachepolicies.contracts.step import direction_of
 
 if TYPE_CHECKING:
     from cachepolicies.contracts.setup import Setup
@@ -33,6 +35,8 @@ class Refresh:
         point: serial number of the decision at which each row was computed; -1 where it holds nothing.
         input: ``(B, ...)`` what had gone into the place; ``None`` unless the substitute asks for it.
         signals: ``(B, ...)`` values from inside the model at that time, by name, as far as the substitute asks for it.
+        branches: ``(B, ...)`` what other branches had returned at that place and t by then, by branch; empty unless the
+            substitute keeps it.
     """
 
     output: Tensor
@@ -41,6 +45,7 @@ class Refresh:
     point: list[int]
     input: Tensor | None = None
     signals: Mapping[str, Tensor] = field(factory=dict)
+    branches: Mapping[str, Tensor] = field(factory=dict)
 
 
 @frozen(eq=False)
@@ -54,7 +59,8 @@ class Context:
             block stack, a module's first tensor; ``None`` unless the substitute asks for it.
         signals: ``(B, ...)`` values from inside the model, by name, as the substitute declares them.
         branches: ``(B, ...)`` what other branches returned at this place and t, by branch; empty unless the substitute
-            asks for it.
+            asks for it. Only those that were called before are there. Where the copies of a doubled batch decide apart,
+            each is a branch, and those are there that were evaluated in this call, each in all rows of its samples.
         branch: of the call.
         place: of the site; ``""`` where it has one place.
         index: step of the run, or ``None`` when the run was not declared.
@@ -70,6 +76,16 @@ class Context:
     place: str = ""
     index: int | None = None
     timesteps: tuple[float, ...] | None = field(default=None, repr=False)
+
+    def index_of(self, t: float) -> int | None:
+        """Return the step of the run that a noise level lies in, a refresh's say; see `RunInfo.index`.
+
+        ``None`` when the timesteps of the run are not known.
+        """
+        if self.timesteps is None:
+            return None
+        direction, slack = direction_of(self.timesteps), slack_of(self.timesteps)
+        return max(0, sum(direction * level <= direction * t + slack for level in self.timesteps) - 1)
 
 
 @frozen(eq=False)
@@ -134,6 +150,14 @@ class Substitute(Contract, declares=True):
     @property
     def wants_branches(self) -> bool:
         """Whether ``predict`` looks at what other branches returned at this t. Not by default."""
+        return False
+
+    @property
+    def keeps_branches(self) -> bool:
+        """Whether what other branches returned is kept with each refresh too, in ``refresh.branches``; not by default.
+
+        Only for one that wants branches. Those that were called before at that t are kept; one more output each.
+        """
         return False
 
     @property

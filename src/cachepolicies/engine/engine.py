@@ -56,6 +56,7 @@ class Engine:
         looks: whether latents are looked at: something may be reused, or somebody looks on.
         passes: whether calls pass through as they are: nothing is looked at, not by the policy either.
         by_place: whether the policy decides place by place.
+        by_branch: whether every branch decides for itself.
         kept_signals: names of the signals that are kept with each refresh.
         observes_places: whether it decides once a call, and is told what flowed at every place.
         looks_at_input: whether policy or substitute look at what goes into a place.
@@ -77,6 +78,7 @@ class Engine:
     looks: bool = field(init=False, repr=False)
     passes: bool = field(init=False, repr=False)
     by_place: bool = field(init=False, repr=False)
+    by_branch: bool = field(init=False, repr=False)
     observes_places: bool = field(init=False, repr=False)
     kept_signals: frozenset[str] = field(init=False, repr=False)
     looks_at_input: bool = field(init=False, repr=False)
@@ -100,6 +102,10 @@ class Engine:
     @by_place.default
     def _grain_of_policy(self) -> bool:
         return self.policy.grain == "place"
+
+    @by_branch.default
+    def _branches_part(self) -> bool:
+        return self.policy.by_branch or not self.settings.shared_branches
 
     @observes_places.default
     def _watched_places(self) -> bool:
@@ -330,7 +336,7 @@ class ServedCall:
     def group(self, place: str) -> DecisionGroup:
         """Return what decides at a place: one for all branches or for this one, one for all places or for this one."""
         key = (
-            ALL if self.engine.settings.shared_branches else self.call.branch,
+            self.call.branch if self.engine.by_branch else ALL,
             place if self.engine.by_place else ALL,
         )
         found = self.run.groups.get(key)
@@ -348,10 +354,17 @@ class ServedCall:
             without_gradient(call.x), call.t, call.branch, self.index, run.info, read, arrival.signals, place, given
         )
 
-    def context(self, arrival: Arrival) -> Context:
-        """Return what the substitute is told of the present."""
+    def context(self, arrival: Arrival, copies: Mapping[str, Tensor] | None = None) -> Context:
+        """Return what the substitute is told of the present.
+
+        Args:
+            arrival: the place.
+            copies: ``(B, ...)`` what the copies of the batch returned that were evaluated, by name.
+        """
         call = self.call
         others = self.run.memory.present(self.key(arrival.place), call.t)
+        if copies:
+            others = {**others, **copies}
         return Context(
             call.t,
             call.x,

@@ -108,7 +108,7 @@ class Request:
         Raises:
             RunError: the call does not fit the declared run, or guidance branches are not told apart.
             NeedsError: the policy needs the run length, and the run was not declared.
-            InputError: the batch is no multiple of the guidance rows.
+            InputError: the batch is no multiple of the guidance rows; or these decide apart, which the site cannot do.
         """
         run, cause = self.run, None
         if run is not None:
@@ -209,10 +209,18 @@ class Request:
                 f"x has {x.shape[0]} rows, which is no multiple of the {copies} guidance rows of a sample; "
                 'use cfg="separate", or pass the doubled batch'
             )
+        apart = copies > 1 and self.policy.by_branch and self.policy.reuses
+        if apart and not self.engine.parts_rows:
+            raise InputError(
+                f"policy {self.policy.name!r} decides for every guidance branch apart, and {copies} of them are in one "
+                "batch here, of which this site cannot evaluate a part; use site='output'"
+            )
         info = RunInfo(
             first_t=call.t,
             timesteps=None if declaration is None else declaration.timesteps,
-            layout=Layout(x.shape[0], copies, settings.per_sample and self.engine.parts_rows and not call.as_one),
+            layout=Layout(
+                x.shape[0], copies, settings.per_sample and self.engine.parts_rows and not call.as_one, apart
+            ),
             shape=tuple(x.shape),
             dtype=x.dtype,
             device=x.device,

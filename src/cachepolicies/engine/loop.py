@@ -9,13 +9,15 @@ forward, and what is asked for arrives only when that has run on.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from cachepolicies.base.errors import InputError
 from cachepolicies.base.host import index_on
+from cachepolicies.base.layout import Layout
 from cachepolicies.contracts.policy import Decision
 from cachepolicies.engine import check
 from cachepolicies.engine.audit import audited, verified
@@ -83,11 +85,17 @@ def _carried_out(
         return StandIn(_evaluated(served, arrival, point, output, None))
     key = served.key(arrival.place)
     store = served.run.memory.held(key)
-    answer = stand_in(served.engine.substitute, served.context(arrival), store, read_only=arrival.read_only)
-    output = answer.output
     rows = layout.select([not reuse for reuse in decision.reuse])
-    if rows:
+    fresh: Tensor | None = None
+    copies: Mapping[str, Tensor] | None = None
+    if rows and layout.apart:  # what was evaluated of the batch may be what the rest is made from
         fresh = check.evaluated((yield EvaluationRequest(tuple(rows))), len(rows))
+        copies = _evaluated_copies(layout, fresh, rows)
+    answer = stand_in(served.engine.substitute, served.context(arrival, copies), store, read_only=arrival.read_only)
+    output = answer.output
+    if rows:
+        if fresh is None:
+            fresh = check.evaluated((yield EvaluationRequest(tuple(rows))), len(rows))
         if fresh.shape[1:] != output.shape[1:] or fresh.dtype != output.dtype:
             raise InputError(
                 f"the denoiser returned {tuple(fresh.shape)} {fresh.dtype} for {len(rows)} of {layout.rows} rows, and "
@@ -100,6 +108,26 @@ def _carried_out(
         store.note_clipped(answer.clipped, rows)
     served.run.memory.note_present(key, served.call.t, output)
     return StandIn(output, answer.order, answer.clipped)
+
+
+def _evaluated_copies(layout: Layout, fresh: Tensor, rows: Sequence[int]) -> dict[str, Tensor]:
+    """Return what was evaluated of every copy of the samples, ``(B, ...)``, by its name; ``nan`` where nothing was."""
+    seen = fresh.detach().new_full((layout.rows, *fresh.shape[1:]), math.nan)
+    seen.index_copy_(0, index_on(rows, fresh.device), fresh.detach())
+    each = layout.rows // layout.copies
+    there = {layout.copy_names[row // each] for row in rows}
+    return {name: output for name, output in layout.by_copy(seen).items() if name in there}
+
+
+def _other_branches(served: ServedCall, arrival: Arrival, fresh: Tensor, rows: list[int] | None) -> dict[str, Tensor]:
+    """Return what other branches returned at this t, as it is kept with an evaluation."""
+    substitute, layout = served.engine.substitute, served.run.info.layout
+    if not substitute.keeps_branches:
+        return {}
+    others = dict(served.run.memory.present(served.key(arrival.place), served.call.t))
+    if not layout.apart:
+        return others
+    return {**others, **(layout.by_copy(fresh) if rows is None else _evaluated_copies(layout, fresh, rows))}
 
 
 def _evaluated(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> Tensor:
@@ -121,6 +149,7 @@ def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, r
     signals = {name: arrival.signals[name] for name in served.engine.kept_signals}
     # Where samples part, rows of what is kept are written on later, and a policy may hold it.
     owned = arrival.read_only and rows is None and served.run.info.decisions == 1
-    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, owned, signals))
+    branches = _other_branches(served, arrival, fresh, rows)
+    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, owned, signals, branches))
     if rows is None:
         memory.note_present(key, served.call.t, fresh)

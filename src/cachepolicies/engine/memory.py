@@ -14,7 +14,7 @@ from cachepolicies.base.host import index_on, ordinary_tensors, read_together, v
 from cachepolicies.base.units import row_maximum
 from cachepolicies.contracts.reasons import EngineReason
 from cachepolicies.contracts.substitute import Substitute, order_of
-from cachepolicies.engine.store import INPUT, Store
+from cachepolicies.engine.store import BRANCH, INPUT, Store
 
 Key = tuple[str, str]
 """Branch and place."""
@@ -52,6 +52,7 @@ class Evaluated:
         rows: the rows that were evaluated, ``None`` for all.
         entered: ``(B, ...)`` what had gone into the place, or ``None``.
         signals: ``(B, ...)`` values that are kept with it, by name.
+        branches: ``(B, ...)`` what other branches returned, which is kept with it, by branch.
         owned: whether nobody else writes on ``fresh``, so that it can be kept as it is.
     """
 
@@ -63,6 +64,7 @@ class Evaluated:
     entered: Tensor | None
     owned: bool = False
     signals: Mapping[str, Tensor] = field(factory=dict)
+    branches: Mapping[str, Tensor] = field(factory=dict)
 
 
 @define(eq=False)
@@ -195,6 +197,8 @@ class Memory:
         beside = done.signals
         if done.entered is not None:
             beside = {**beside, INPUT: done.entered}
+        if done.branches:
+            beside = {**beside, **{BRANCH + name: output for name, output in done.branches.items()}}
         if rows is not None and beside:
             beside = {name: value.index_select(0, index_on(rows, value.device)) for name, value in beside.items()}
         owned = done.owned and fresh is done.fresh

@@ -16,6 +16,9 @@ from cachepolicies.contracts.substitute import Refresh
 INPUT = "(input)"
 """Among what is kept with a refresh: what had gone into the place."""
 
+BRANCH = "(branch) "
+"""Among what is kept with a refresh: in front of the name of another branch, what that had returned."""
+
 
 @define(eq=False)
 class Sizes:
@@ -110,8 +113,8 @@ class Store:
             point: serial number of the decision it belongs to.
             rows: which rows of the batch were evaluated, ``None`` for all.
             batch: rows of the batch.
-            beside: what is kept with it, rows as those of the output: `INPUT` what had gone into the place, and
-                signals by name.
+            beside: what is kept with it, rows as those of the output: `INPUT` what had gone into the place, `BRANCH`
+                and a name what another branch had returned, and signals by name.
             owned: whether an output of all rows can be kept as it is, not copied.
             unseen: whether it is still to be looked at whether an output of all rows is finite.
         """
@@ -136,6 +139,7 @@ class Store:
         self._measure(output, index, batch)
         if len(self._refreshes) < self._capacity:
             self._refreshes.append(_blank(output, beside, batch))
+        beside = self._with_all_branches(beside, output, batch)
         for older, newer in zip(self._refreshes[:0:-1], self._refreshes[-2::-1], strict=True):
             older.output.index_copy_(0, index, newer.output.index_select(0, index))
             for name, value in _beside(newer).items():
@@ -171,6 +175,24 @@ class Store:
             if (kept.shape, kept.dtype, kept.device) != (output.shape, output.dtype, output.device):
                 self._refreshes, self._sizes, self._unseen = [], None, 0
 
+    def _with_all_branches(self, beside: Mapping[str, Tensor], output: Tensor, batch: int) -> dict[str, Tensor]:
+        """Return what is kept with the rows of an output such that it and every refresh have the same branches.
+
+        What a branch returned is ``nan`` in rows for which it was not called.
+        """
+        known = {name: each for refresh in self._refreshes for name, each in refresh.branches.items()}
+        known.update({name.removeprefix(BRANCH): each for name, each in beside.items() if name.startswith(BRANCH)})
+        for refresh in self._refreshes:
+            missing = {
+                name: each.new_full((batch, *each.shape[1:]), math.nan)
+                for name, each in known.items()
+                if name not in refresh.branches
+            }
+            refresh.branches = {**refresh.branches, **missing}
+        rows = output.shape[0]
+        nothing = {BRANCH + name: each.new_full((rows, *each.shape[1:]), math.nan) for name, each in known.items()}
+        return {**nothing, **beside}
+
     def _measure(self, output: Tensor, index: Tensor | None, batch: int) -> None:
         if not self._sized:
             return
@@ -182,12 +204,14 @@ class Store:
 def _refresh(
     output: Tensor, t: list[float], filled: list[bool], point: list[int], beside: dict[str, Tensor]
 ) -> Refresh:
-    return Refresh(output, t, filled, point, beside.pop(INPUT, None), beside)
+    branches = {name.removeprefix(BRANCH): beside.pop(name) for name in [*beside] if name.startswith(BRANCH)}
+    return Refresh(output, t, filled, point, beside.pop(INPUT, None), beside, branches)
 
 
 def _beside(refresh: Refresh) -> dict[str, Tensor]:
     """Return what is kept with a refresh, by name."""
-    return {**refresh.signals, **({} if refresh.input is None else {INPUT: refresh.input})}
+    branches = {BRANCH + name: output for name, output in refresh.branches.items()}
+    return {**refresh.signals, **branches, **({} if refresh.input is None else {INPUT: refresh.input})}
 
 
 def _blank(output: Tensor, beside: Mapping[str, Tensor], batch: int) -> Refresh:

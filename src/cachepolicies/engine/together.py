@@ -31,12 +31,18 @@ class Together:
             The call as it was served in the end, and what the denoiser returns.
 
         Raises:
-            RowsUnknownError: samples were to decide for themselves, and cannot.
+            RowsUnknownError: samples, or the copies of a batch, were to decide for themselves, and cannot.
             Exception: whatever the denoiser, the engine or the site raises.
         """
         try:
             return served, site.serve(served, invocation)
         except RowsUnknownError as unknown:
+            if served.run.info.layout.apart:
+                raise RowsUnknownError(
+                    f"policy {served.engine.policy.name!r} decides for every guidance branch apart, whose rows are in "
+                    f"one batch here, and rows cannot be told apart: {unknown}. That is no way out for this policy: it "
+                    "takes the branches as separate calls"
+                ) from unknown
             if self.asked or served.number:
                 raise
             self.found = True

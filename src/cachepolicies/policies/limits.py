@@ -16,6 +16,7 @@ from cachepolicies.contracts.reasons import Reason
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.site import Site
 from cachepolicies.contracts.step import RunInfo, Step
+from cachepolicies.contracts.substitute import Substitute
 
 Rounding = Literal["floor", "half-up", "ceil"]
 """How a part of a run is rounded to whole steps."""
@@ -100,6 +101,11 @@ class Limited(PolicySettings):
         """The policy's."""
         return self.policy.site
 
+    @property
+    def substitute(self) -> str | Substitute | None:
+        """The policy's."""
+        return self.policy.substitute
+
     def resolve(self, setup: Setup) -> CachePolicy:
         """Return the policy, resolved, within the limits."""
         return within_limits(self.policy.resolve(setup), self.limits)
@@ -155,6 +161,11 @@ class LimitedPolicy(CachePolicy):
     def grain(self) -> Grain:
         """The policy's."""
         return self.policy.grain
+
+    @property
+    def by_branch(self) -> bool:
+        """The policy's."""
+        return self.policy.by_branch
 
     def start(self, run: RunInfo) -> _State:
         """Return the policy's state, with nothing counted."""

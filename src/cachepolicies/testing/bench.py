@@ -211,6 +211,7 @@ class Pattern(CachePolicy):
         reused: ``(step, place)`` of what is reused, or ``(step, place, sample)`` where only that sample is.
         grain: whether it decides place by place.
         signals: that it declares.
+        branch: the only one that it reuses for; ``None`` for all.
     """
 
     name: ClassVar[str] = "pattern"
@@ -218,6 +219,7 @@ class Pattern(CachePolicy):
     reused: frozenset[tuple[Any, ...]] = field(default=(), converter=_set)
     grain: Grain = "call"
     signals: tuple[str, ...] = ()
+    branch: str | None = None
     see: Callable[[Step], None] | None = field(default=None, repr=False, eq=False)
 
     @property
@@ -230,7 +232,8 @@ class Pattern(CachePolicy):
         if self.see is not None:
             self.see(step)
         at, count = (step.index, step.place), step.run.decisions
-        reuse = tuple(at in self.reused or (*at, sample) in self.reused for sample in range(count))
+        own = self.branch is None or step.branch == self.branch
+        reuse = tuple(own and (at in self.reused or (*at, sample) in self.reused) for sample in range(count))
         return Decision(reuse, (WhyPattern.PATTERN,) * count)
 
 
@@ -277,6 +280,11 @@ class Watching(CachePolicy):
     def grain(self) -> Grain:
         """The policy's."""
         return self.inner.grain
+
+    @property
+    def by_branch(self) -> bool:
+        """The policy's."""
+        return self.inner.by_branch
 
     def start(self, run: RunInfo) -> Any:
         """Return the policy's state."""

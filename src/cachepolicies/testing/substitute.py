@@ -26,6 +26,9 @@ from cachepolicies.testing.denoisers import HORIZON, LinearDenoiser, calibrated_
 from cachepolicies.testing.settings import SETTINGS
 from cachepolicies.testing.strategies import DTYPES, Batch, History, RunPlan
 
+OTHER, OWN = "other", "own"
+"""Branches of the runs of a substitute that looks at others, in the order in which they are called."""
+
 
 @frozen(eq=False)
 class SubstituteCase:
@@ -70,7 +73,9 @@ def _context(history: History, substitute: Substitute | None, only: Sequence[int
         history.latents(only),
         history.latents(only, 4) if wants_input else None,
         {name: history.latents(only, 5) for name in sorted(signals)},
-        {"other": history.latents(only, 6)} if wants_branches else {},
+        {OTHER: history.latents(only, 6)} if wants_branches else {},
+        index=5,
+        timesteps=tuple(max(history.now, 1.0) * factor for factor in (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5)),
     )
 
 
@@ -81,10 +86,14 @@ def _full(history: History, substitute: Substitute, only: Sequence[int] | None =
 
 
 def _remembered(history: History, substitute: Substitute, only: Sequence[int] | None = None) -> list[Refresh]:
-    """Return the refreshes, with the signals that the substitute has kept with each."""
+    """Return the refreshes, with the signals and the other branch that the substitute has kept with each."""
     names = sorted(substitute.keeps_signals)
     return [
-        evolve(refresh, signals={name: history.latents(only, 7 + age) for name in names})
+        evolve(
+            refresh,
+            signals={name: history.latents(only, 7 + age) for name in names},
+            branches={OTHER: history.latents(only, 17 + age)} if substitute.keeps_branches else {},
+        )
         for age, refresh in enumerate(history.refreshes(only))
     ]
 
@@ -110,8 +119,9 @@ def declares_soundly(case: SubstituteCase) -> None:
     expect(all(isinstance(name, str) for name in one.signals), f"signals is {one.signals!r}")
     expect(one.keeps_signals <= one.signals, f"it keeps {one.keeps_signals!r}, and its signals are {one.signals!r}")
     expect(all(isinstance(note, str) for note in one.notes), f"notes is {one.notes!r}")
-    for name in ("wants_input", "wants_branches"):
+    for name in ("wants_input", "wants_branches", "keeps_branches"):
         expect(isinstance(getattr(one, name), bool), f"{name} is {getattr(one, name)!r}")
+    expect(one.wants_branches or not one.keeps_branches, "it keeps what other branches returned, and does not want it")
 
 
 @SUBSTITUTE.property(examples=12, history=_histories(dtypes=DTYPES))
@@ -195,16 +205,20 @@ def works_with_what_it_declares(case: SubstituteCase, history: History) -> None:
 def what_is_evaluated_is_handed_out(case: SubstituteCase, seed: int, reused: frozenset[tuple[Any, ...]]) -> None:
     """What is evaluated is the model's own, bit for bit, on the latent given; corrected for a row's own stand-ins only.
 
-    A substitute that corrects changes no row but those for which something stood in since their last evaluation.
+    A substitute that corrects changes no row but those for which something stood in since their last evaluation. For
+    one that wants other branches, another is called before, and evaluated at every step.
     """
     scheduler = case.scheduler
     levels = tuple(case.start * (1 - k / 6) for k in range(6)) if scheduler is None else scheduler.timesteps(6)
     run, batch = RunPlan(levels), Batch(3, 1, seed)
     denoiser, substitute = row_by_row(LinearDenoiser()), case.substitute()
     around = Surroundings(denoiser, case.profile, substitute=substitute)
-    sampled = Bench(Pattern(reused), around).sampled(run, lambda number, branch: batch.latents(number))
+    branches = ((OTHER, OWN),) if substitute.wants_branches else ()
+    pattern = Pattern(reused, branch=OWN if branches else None)
+    sampled = Bench(pattern, around).sampled(run, lambda number, branch: batch.latents(number), branches)
     stood_in: set[int] = set()
-    for number, (t, served) in enumerate(zip(run.calls, sampled.outcomes, strict=True)):
+    outcomes = sampled.outcomes[1::2] if branches else sampled.outcomes
+    for number, (t, served) in enumerate(zip(run.calls, outcomes, strict=True)):
         bare, evaluated = denoiser(batch.latents(number), t), set[int]()
         for rows, fresh in served.fresh:
             chosen = list(range(3) if rows is None else rows)
