@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from attrs import field, frozen
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -80,6 +80,7 @@ def noise(rows: int = 2) -> Tensor:
     return torch.randn(rows, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 4), st.booleans())
 def test_the_copies_of_a_batch_that_decide_apart_are_its_rows(samples: int, copies: int, per_sample: bool) -> None:
     layout = Layout(samples * copies, copies, per_sample, apart=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from DeepCache import DeepCacheSDHelper
@@ -13,6 +14,7 @@ from diffusers.hooks import FasterCacheConfig, PyramidAttentionBroadcastConfig
 from torch import Tensor, nn
 
 import cachepolicies
+from cachepolicies import Context, Refresh
 from cachepolicies.adapters import MLP, adapter_of, blocks_of
 from cachepolicies.sites import layers_of
 from cachepolicies.testing import registered
@@ -33,6 +35,7 @@ from more_pipelines import MORE
 from tiny_pipelines import PIPELINES
 
 STEPS = 12
+CPU = torch.device("cpu")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,7 +204,8 @@ def faster(pipe: Any, **given: Any) -> Iterator[None]:
 
 def test_cfg_cache_is_that_of_diffusers_where_both_branches_are_one_call():
     """CogVideoX: of the doubled batch only the conditional half is evaluated."""
-    pipe, every, start, size = entry("cogvideox").build(), 3, 3, "large"
+    pipe, every, start = entry("cogvideox").build(), 3, 3
+    size = {"height": 48, "width": 64}
     given = {
         "unconditional_batch_skip_range": every,
         "unconditional_batch_timestep_skip_range": (-1, COGVIDEOX[start] + 1),
@@ -211,15 +215,15 @@ def test_cfg_cache_is_that_of_diffusers_where_both_branches_are_one_call():
         "alpha_high_frequency": 1.3,
     }
     with faster(pipe, **given):
-        theirs = entry("cogvideox").call(pipe, steps=STEPS, size=size)
+        theirs = entry("cogvideox").call(pipe, steps=STEPS, **size)
     substitute = FromBranch(low=1.15, low_until=8 / STEPS, high=1.3, high_from=6 / STEPS)
     policy = CFGCache(start_after=start / STEPS, every=every)
     with cachepolicies.enable(pipe, policy, substitute=substitute) as enabled:
-        ours = entry("cogvideox").call(pipe, steps=STEPS, size=size)
+        ours = entry("cogvideox").call(pipe, steps=STEPS, **size)
         skipped = sum(step >= start and step % every > 0 for step in range(STEPS))
         assert enabled.trace.nfe == STEPS - skipped / 2
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(ours, entry("cogvideox").call(pipe, steps=STEPS, size=size), atol=1e-5)
+    assert not torch.allclose(ours, entry("cogvideox").call(pipe, steps=STEPS, **size), atol=1e-5)
 
 
 class AheadByHand:
@@ -397,15 +401,75 @@ def test_cfg_cache_serves_separate_calls():
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 """The first of these in a denoiser takes the latent; it has a row for each frame in CogVideoX."""
 
+TOKENS = {"ltx": "proj_in", "qwen-image": "img_in"}
+"""What takes the latent where it is called with tokens."""
 
-@pytest.mark.parametrize("key", ["wan-2.2", "sd3", "cogvideox", "dit", "sd"])
+
+def first_of(key: str, denoiser: nn.Module) -> nn.Module:
+    """Return the module of a denoiser that takes the latent."""
+    if key in TOKENS:
+        return denoiser.get_submodule(TOKENS[key])
+    return next(module for module in denoiser.modules() if isinstance(module, CONVOLUTIONS))
+
+
+def as_flux(grid: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Return ``(B, C, H, W)`` as FLUX's pipeline packs it, two tokens of a reference image behind; and what it says."""
+    rows, channels, height, width = grid.shape
+    tokens = diffusers.FluxPipeline._pack_latents(grid, rows, channels, height, width)
+    ids = diffusers.FluxPipeline._prepare_latent_image_ids(rows, height // 2, width // 2, CPU, torch.float32)
+    beside = torch.cat([ids, torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]])])
+    return torch.cat([tokens, tokens[:, :2]], 1), {"img_ids": beside}
+
+
+def as_ltx(grid: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Return ``(B, C, H, W)`` as LTX's pipeline packs a video, and what says so."""
+    video = torch.stack([grid, 2.0 * grid], 2)
+    given = {"num_frames": 2, "height": grid.shape[2], "width": grid.shape[3]}
+    return diffusers.LTXPipeline._pack_latents(video), given
+
+
+def as_kandinsky(grid: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Return ``(B, C, H, W)`` as a video of Kandinsky 5, channels last."""
+    return torch.stack([grid, 2.0 * grid], 1).movedim(2, -1), {}
+
+
+@pytest.mark.parametrize(
+    ("model", "pack"),
+    [
+        (diffusers.FluxTransformer2DModel, as_flux),
+        (diffusers.LTXVideoTransformer3DModel, as_ltx),
+        (diffusers.Kandinsky5Transformer3DModel, as_kandinsky),
+    ],
+    ids=["flux", "ltx", "kandinsky"],
+)
+def test_the_bands_are_those_of_the_grid_however_it_is_packed(model, pack):
+    """As on the grid; tokens beside it are not scaled."""
+    generator = torch.Generator().manual_seed(0)
+    cond, uncond, now = (torch.randn(2, 4, 10, 12, generator=generator) for _ in range(3))
+    levels = (900.0, 700.0, 500.0, 300.0, 100.0)
+    substitute = FromBranch(low=1.5, low_until=1.0, high=0.5, high_from=0.0)
+
+    def made(of: FromBranch, pack: Any, arguments: dict[str, Any]) -> Tensor:
+        refresh = Refresh(pack(uncond), [900.0] * 2, [True] * 2, [1] * 2, branches={"cond": pack(cond)})
+        context = Context(500.0, index=2, timesteps=levels, branches={"cond": pack(now)}, arguments=arguments)
+        return of.predict(context, [refresh])
+
+    network = model.__new__(model)
+    nn.Module.__init__(network)
+    knows = substitute.resolve(cachepolicies.Setup(adapter=adapter_of(network)))
+    found = made(knows, lambda grid: pack(grid)[0], pack(now)[1])
+    expected, _ = pack(made(substitute, lambda grid: grid, {}))
+    if pack is as_flux:
+        expected[:, -2:] = (pack(now)[0] + pack(uncond)[0] - pack(cond)[0])[:, -2:]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("key", ["wan-2.2", "sd3", "cogvideox", "dit", "sd", "ltx", "qwen-image"])
 def test_cfg_cache_serves_real_pipelines(key):
     """Rows are counted inside: half of a step's are left out; plain where none are, and a second run is equal."""
     pipe = entry(key).build()
     left_out = ("uncond", "copy 2" if entry(key).doubled == "cond" else "copy 1")
-    denoisers = [
-        next(m for m in module.modules() if isinstance(m, CONVOLUTIONS)) for module in entry(key).modules(pipe)
-    ]
+    denoisers = [first_of(key, module) for module in entry(key).modules(pipe)]
     ran: list[int] = []
     bare = sampled(key, pipe)
     with cachepolicies.enable(pipe, CFGCache(every=1)):

@@ -193,7 +193,6 @@ PARTS = {"blocks[0:1]": "front", "blocks[1:2]": "front and rear", "blocks[2:3]":
         substitute_checks(LastChange()),
         substitute_checks(LastChange(weight=0.9, rising=(0.2, 0.8)), label="last-change-rising"),
         substitute_checks(FromBranch(axes=1)),
-        substitute_checks(FromBranch(low=1.0, high=1.0, axes=1), label="from-branch-plain"),
     ]
 )
 def test_the_contracts(check: Check) -> None:
@@ -339,6 +338,17 @@ def test_cfg_cache_is_that_by_hand(batched: bool, low: float, high: float) -> No
         assert (evaluated.count(2.0), evaluated.count(-2.0)) == (STEPS, both)
         assert denoiser.nfe == both + STEPS
     assert denoiser.trace.work == pytest.approx((both + STEPS) / (2 * STEPS))
+
+
+def test_cfg_cache_knows_branches_that_nobody_names() -> None:
+    """In place the second that is called is ``"branch 2"``."""
+    model, x, ones = Guided(), frames(), torch.ones(2, 1)
+    policy = CFGCache(start_after=0.25, every=3, branches="branch 2")
+    with enable(model, policy, substitute=FromBranch(low=1.0, high=1.0)) as enabled, enabled.run(TIMESTEPS) as run:
+        found = [(model(x, t, ones), model(x, t, -ones)) for t in TIMESTEPS]
+    assert run.nfe == STEPS + len(GUIDED_STEPS)
+    (before, other), (now, ours) = found[3], found[5]  # steps 4 and 5 are left out
+    torch.testing.assert_close(ours, now + other - before)
 
 
 @pytest.mark.parametrize("batched", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import define, field, frozen
@@ -64,6 +64,7 @@ class Context:
         branch: of the call.
         place: of the site; ``""`` where it has one place.
         index: step of the run, or ``None`` when the run was not declared.
+        arguments: what else the denoiser was called with, for the whole batch: all but x and t, by name.
         timesteps: t of the first evaluation of every step, or ``None`` when the run was not declared.
     """
 
@@ -75,6 +76,7 @@ class Context:
     branch: str = "default"
     place: str = ""
     index: int | None = None
+    arguments: Mapping[str, Any] = field(factory=dict, repr=False)
     timesteps: tuple[float, ...] | None = field(default=None, repr=False)
 
     def index_of(self, t: float) -> int | None:

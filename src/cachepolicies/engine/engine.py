@@ -374,5 +374,6 @@ class ServedCall:
             call.branch,
             arrival.place,
             self.index,
+            call.conditioning,
             self.run.info.timesteps,
         )

@@ -188,13 +188,14 @@ def enable(
             the pipeline.
         site: where the evaluation is cut: ``"output"``, else this one where the policy is left out; ``"blocks"``, else
             this one; another registered name or a spec, the path of a submodule, or a `Site`.
-        substitute: what stands in for a skipped evaluation; left out, what is best, and ``"hold"`` for a policy with
-            settings of its own.
+        substitute: what stands in for a skipped evaluation; left out, what is best, and for a policy with settings of
+            its own what it is published with, else ``"hold"``.
         adapter: for sites inside the network, instead of the one registered for its class.
         limits: laid around the policy: protected ends, most reuses in a row, most evaluations, a retention window.
         cfg: ``"batched"`` if the batch is doubled for guidance, ``"separate"`` if not; ``"auto"`` sees it from the
             latent that a run begins with.
-        branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
+        branches: whether the calls at one t share the decision of the first, or each branch decides for itself; a
+            policy that says so itself (`CachePolicy.by_branch`) decides for each in any case.
         per_sample: whether every sample decides for itself; by default it does unless the adapter says that the samples
             of a batch depend on each other, or the arguments of a call cannot be cut by rows.
         batched: names of the arguments with one row a sample; by default as the adapter says, or every tensor whose

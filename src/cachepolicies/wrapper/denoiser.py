@@ -111,7 +111,7 @@ class CachedDenoiser(RunAwareDenoiser):
                 steps, and for what extrapolates in its time (else the profile's): a registered name, a diffusers
                 scheduler or its class, or a `Scheduler`.
             substitute: what stands in for a skipped evaluation: a registered name, a spec, or an object; left out, what
-                is best, and ``"hold"`` for a policy with settings of its own.
+                is best, and for a policy with settings of its own what it is published with, else ``"hold"``.
             site: where the evaluation is cut: ``"output"``, else this one, which works with any callable; ``"blocks"``,
                 the block stack of a network whose class has an adapter; another registered name or a spec; the path of
                 one submodule; or a `Site`. Inside the network, a wrapper around it names it by an attribute
@@ -120,7 +120,8 @@ class CachedDenoiser(RunAwareDenoiser):
             limits: laid around the policy: protected ends, most reuses in a row, most evaluations, a retention window.
             cfg: ``"batched"`` if the batch is doubled for guidance, ``cat([x, x])``: both rows of a sample then follow
                 one decision. ``"separate"`` otherwise; name the branch of every call.
-            branches: whether the calls at one t share the decision of the first, or each branch decides for itself.
+            branches: whether the calls at one t share the decision of the first, or each branch decides for itself; a
+                policy that says so itself (`CachePolicy.by_branch`) decides for each in any case.
             per_sample: whether every sample decides for itself; by default it does unless the adapter of the network
                 says that the samples of a batch depend on each other, or the arguments of a call cannot be cut by rows.
             batched: names of the arguments with one row a sample; by default every tensor whose first dimension is

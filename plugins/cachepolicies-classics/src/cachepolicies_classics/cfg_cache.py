@@ -26,7 +26,7 @@ class CFGCache(CachePolicy):
     and high frequencies of that difference are scaled apart. See ``from-branch``.
 
     It reads nothing but the number of the step. It cuts at the site ``"output"``; ``from-branch`` stands in. It saves
-    at most half of a guided step, and costs the memory of two outputs. It helps wherever guidance takes two
+    at most half of a guided step, and costs the memory of a few outputs. It helps wherever guidance takes two
     evaluations, image and video alike; without guidance, and with guidance that is distilled into the network, there
     is nothing to leave out, and a warning says that nothing was reused.
 
@@ -36,12 +36,13 @@ class CFGCache(CachePolicy):
     there is nothing yet to make it from, which is an error. The roles may then be exchanged: name the other one. Of a
     batch ``cat([uncond, cond])`` the halves are ``"copy 1"`` and ``"copy 2"``, and only the rows of one are evaluated;
     nothing tells which half is which, so name ``"copy 2"`` where the unconditional one comes second, as in DiT's
-    pipeline. The network's arguments have to be such that rows can be cut.
+    pipeline. The network's arguments have to be such that rows can be cut. In place it is seen from the first latent
+    whether a batch is doubled; where samples begin from equal latents, say ``cfg="separate"`` or ``cfg="batched"``.
 
-    What users run into: the network's output has to lie on its grid, ``(B, C, ..., H, W)``; pipelines that pack it into
-    tokens (LTX, FLUX, Qwen-Image) are refused where something is first to stand in. It cannot be enabled on a pipeline
-    together with another policy; in a loop of one's own, wrap a network on which ``fastercache`` is enabled, there with
-    ``branches="independent"``.
+    What users run into: the network's output has to lie on a grid, ``(B, C, ..., H, W)``, or its adapter has to say how
+    it does; tokens that nothing is known of are refused where something is first to stand in. It cannot be enabled on
+    a pipeline together with another policy; in a loop of one's own, wrap a network on which ``fastercache`` is enabled,
+    there with ``branches="independent"``.
 
     Published, steps, from step, n, and settings of ``from-branch``: Latte 50, 18, 5, ``low=1.1, low_until=0.9,
     high=1.1, high_from=0.9``; CogVideoX 50, 18, 5, ``low_until=0.8, high_from=0.6``; Open-Sora 1.2 30, 12, 5,

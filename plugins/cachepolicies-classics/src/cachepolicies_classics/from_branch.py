@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge, in_, instance_of, le, optional
 from torch import Tensor
 
-from cachepolicies import Context, InputError, NeedsError, Refresh, RunError, Substitute
+from cachepolicies import Context, InputError, NeedsError, Refresh, RunError, Setup, Substitute
+
+Unpack: TypeAlias = Callable[[Tensor, Mapping[str, Any]], Tensor]
+"""Returns a latent as ``(B, C, *axes)``, from it and the arguments of the call: an adapter's ``unpack``."""
 
 _RADIUS = 5
 """The low band is a disc around frequency 0; the shorter side of the grid is so many times its radius."""
@@ -22,11 +25,15 @@ class FromBranch(Substitute):
 
     With c the other branch's output now, and d = u - c the difference at the last step where both ran, ``u = c + low(d)
     f_low + high(d) f_high`` (arXiv 2410.19355, equations 9 to 11). The bands are those of the Fourier transform over
-    the last two axes; the low one is a disc whose radius is a fifth of the shorter side, rounded down. A factor is
-    multiplied on once for *every* step since then, so that factors compound.
+    height and width of the latent's grid; the low one is a disc whose radius is a fifth of the shorter side, rounded
+    down. A factor is multiplied on once for *every* step since then, so that factors compound.
 
-    It looks at what the other branch returned, which has to be called first, and keeps it with each refresh: the memory
-    of two outputs. It computes in float32 at least.
+    Outputs are taken for ``(B, C, ..., H, W)``, unless the adapter of the network's class says how its latent is packed
+    into tokens, or ordered otherwise; the output lies as the latent does. Tokens beside the grid, of reference images
+    say, are not scaled.
+
+    It looks at what the other branch returned, which has to be called first, and keeps it with each refresh: one output
+    more for each other branch. It computes in float32 at least.
 
     Attributes:
         low: factor of the low band, at steps before ``low_until``; 1 from there on.
@@ -35,6 +42,7 @@ class FromBranch(Substitute):
         high_from: fraction of the run.
         source: name of the other branch; ``None`` where there is one only.
         axes: how many of the last axes the grid has: 2 for ``(B, C, ..., H, W)``, 1 for sound ``(B, C, L)``.
+        unpack: of the adapter; filled in at set-up.
     """
 
     name: ClassVar[str] = "from-branch"
@@ -45,6 +53,7 @@ class FromBranch(Substitute):
     high_from: float = field(default=0.6, validator=[instance_of((int, float)), ge(0.0), le(1.0)])
     source: str | None = field(default=None, validator=optional(instance_of(str)))
     axes: int = field(default=2, validator=in_((1, 2)))
+    unpack: Unpack | None = field(default=None, repr=False)
 
     @property
     def history(self) -> int:
@@ -61,13 +70,17 @@ class FromBranch(Substitute):
         """Yes: the difference is that of one step."""
         return True
 
+    def resolve(self, setup: Setup) -> FromBranch:
+        """Return the substitute that knows the network's adapter."""
+        return self if setup.adapter is None else evolve(self, unpack=setup.adapter.unpack)
+
     def predict(self, context: Context, history: Sequence[Refresh]) -> Tensor:
         """Return the other branch's output and the scaled difference, ``(B, ...)``.
 
         Raises:
             RunError: no other branch was called before at this t, or at the last evaluation of this one; or several
                 were, and none is named.
-            InputError: the outputs do not lie on a grid.
+            InputError: the outputs do not lie on a grid, or cannot be told how they do.
             NeedsError: a factor is not 1, and the timesteps of the run are not known.
         """
         kept = history[0]
@@ -78,18 +91,12 @@ class FromBranch(Substitute):
                 "been called at that t; both have to be called at every step, the one that is left out after the other"
             )
         newest = kept.output
-        if newest.ndim < self.axes + (2 if self.axes > 1 else 1):
-            raise InputError(
-                f"substitute 'from-branch' takes outputs (B, C, ..., H, W), got {tuple(newest.shape)}: where the "
-                "network packs its latent into tokens, rows and columns cannot be told; use substitute='hold', or for "
-                "sound (B, C, L) axes=1"
-            )
         dtype = torch.promote_types(newest.dtype, torch.float32)
         now, then = context.branches[name].to(dtype), kept.branches[name].to(dtype)
         factors = [
             self._factors(context, t) if filled else (1.0, 1.0) for t, filled in zip(kept.t, kept.filled, strict=True)
         ]
-        return (now + self._scaled(newest.to(dtype) - then, factors)).to(newest.dtype)
+        return (now + self._scaled(newest.to(dtype) - then, factors, context)).to(newest.dtype)
 
     def _other(self, context: Context) -> str:
         """Return the name of the branch that the stand-in is made from."""
@@ -123,13 +130,28 @@ class FromBranch(Substitute):
             self.high ** sum(step >= high_from for step in skipped),
         )
 
-    def _scaled(self, difference: Tensor, factors: Sequence[tuple[float, float]]) -> Tensor:
+    def _scaled(self, difference: Tensor, factors: Sequence[tuple[float, float]], context: Context) -> Tensor:
         """Return a difference ``(B, ...)`` with its bands multiplied by the factors of each row."""
         low, high = difference.new_tensor(factors).unbind(1)
         shape = (-1, *[1] * (difference.ndim - 1))
         if all(one == other for one, other in factors):
             return difference * low.reshape(shape)
-        axes = tuple(range(-self.axes, 0))
+        if self.unpack is None:
+            return self._scaled_on_grid(difference, low, high)
+        scaled = self._scaled_on_grid(self.unpack(difference, context.arguments), low, high)
+        numbers = torch.arange(difference[0].numel(), device=difference.device).reshape(1, *difference.shape[1:])
+        places = self.unpack(numbers.expand(difference.shape), context.arguments)[0].flatten()
+        return difference.flatten(1).index_copy(1, places, scaled.flatten(1)).reshape(difference.shape)
+
+    def _scaled_on_grid(self, difference: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Return a difference ``(B, C, *axes)`` with its bands multiplied by the factors ``(B,)``."""
+        if difference.ndim < self.axes + (2 if self.axes > 1 else 1):
+            raise InputError(
+                f"substitute 'from-branch' takes outputs (B, C, ..., H, W), got {tuple(difference.shape)}, and no "
+                "adapter says how they lie on a grid; give equal factors for both bands, low=1, high=1, or for sound "
+                "(B, C, L) axes=1"
+            )
+        shape, axes = (-1, *[1] * (difference.ndim - 1)), tuple(range(-self.axes, 0))
         sides = difference.shape[-self.axes :]
         spectrum = torch.fft.rfftn(difference, dim=axes)
         gain = torch.where(_low_band(sides, difference.device), low.reshape(shape), high.reshape(shape))
