@@ -106,7 +106,6 @@ def measured(model: str, wanted: Sequence[float]) -> list[Row]:
                 workload.denoiser,
                 DepthSchedule(one),
                 profile=profile,
-                substitute=one.substitute,
                 scheduler=workload.scheduler,
             )
             seen.append(psnr(pictures(workload, judged_on, cached), reference).clamp(max=100.0).mean().item())

@@ -50,6 +50,7 @@ pytestmark = [
 LOADED = load_plugins()
 LEVELS = (1000.0, 850.0, 700.0, 550.0, 400.0, 300.0, 200.0, 100.0)
 CURVE = ToleranceCurve((900.0, 100.0), (0.1, 0.3))
+_WAN = "WanTransformer3DModel"
 RATIOS = (1.0, *[0.98] * 49)
 
 Checks = Callable[[], list[Check]]
@@ -184,7 +185,10 @@ SCORES: Mapping[str, Checks] = {
     ),
 }
 
-SIGNALS: Mapping[str, Checks] = {"spatial-latent": lambda: _specs(signal_checks, "spatial-latent")}
+SIGNALS: Mapping[str, Checks] = {
+    "spatial-latent": lambda: _specs(signal_checks, "spatial-latent"),
+    "token-grid": lambda: _specs(signal_checks, "token-grid", subject=subject_of(_WAN, TINY[_WAN])),
+}
 
 
 def _specs(make: Callable[..., list[Check]], *specs: str, **options) -> list[Check]:

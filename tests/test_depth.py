@@ -223,7 +223,7 @@ def test_wrong_numbers_are_refused():
 
 def cached_with(model: nn.Module, plan: DepthPlan) -> CachedDenoiser:
     """Return a model that follows a plan."""
-    return CachedDenoiser(model, DepthSchedule(plan), substitute=plan.substitute, scheduler=FlowEuler())
+    return CachedDenoiser(model, DepthSchedule(plan), scheduler=FlowEuler())
 
 
 def test_a_plan_is_followed_as_by_hand(samples):
@@ -298,7 +298,7 @@ def test_everything_computed_is_the_bare_model(samples):
 )
 def test_a_plan_serves_what_it_was_made_for(change, message):
     plan = depth_plan(ALL, ALL, (0, 2), (0,))
-    given = {"substitute": plan.substitute, "scheduler": FlowEuler(), **change}
+    given = {"scheduler": FlowEuler(), **change}
     with pytest.raises(SettingsError, match=message):
         CachedDenoiser(BlockNetwork(), DepthSchedule(plan), **given)
 
@@ -309,7 +309,7 @@ def test_another_run_and_another_model_are_refused(samples, profile):
         sample(cached, FlowEuler(), samples.noise, num_steps=7)
     plan = depth_plan(ALL, ALL, (0, 2), (0,), source=PlanSource("p", "Other", None, None, STEPS, 3))
     with pytest.raises(SettingsError, match="made for a Other"):
-        CachedDenoiser(BlockNetwork(), DepthSchedule(plan), substitute=plan.substitute, profile=profile)
+        CachedDenoiser(BlockNetwork(), DepthSchedule(plan), profile=profile)
     with pytest.raises(SettingsError, match="must be a DepthPlan or the path"):
         DepthSchedule(7)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="behind 'output' stand"):
@@ -347,7 +347,7 @@ def test_a_pipeline_follows_a_plan_in_place(key):
     ran = {"network": 0, "part": 0}
     module = blocks[0].ffn if key == "wan" else blocks[0].ff
     handle = module.register_forward_hook(lambda m, a, o: ran.__setitem__("part", ran["part"] + 1))
-    with cachepolicies.enable(pipe, DepthSchedule(plan), substitute=plan.substitute) as enabled:
+    with cachepolicies.enable(pipe, DepthSchedule(plan)) as enabled:
         first = tiny.call(pipe, steps=6)
         branches = len({record.branch for record in enabled.trace.records})
         assert enabled.trace.model_calls == 4 * branches
@@ -367,9 +367,7 @@ def test_a_plan_is_made_saved_and_followed(samples, profile, tmp_path):
     assert plan.work <= 0.6
     path = save_depth_plan(plan, tmp_path / "deep.json")
     assert read_depth_plan(path) == plan
-    cached = CachedDenoiser(
-        model, "depth-schedule", plan=str(path), substitute=plan.substitute, scheduler=FlowEuler(), profile=profile
-    )
+    cached = CachedDenoiser(model, "depth-schedule", plan=str(path), scheduler=FlowEuler(), profile=profile)
     sample(cached, FlowEuler(), samples.noise, num_steps=STEPS)
     assert cached.trace.work == pytest.approx(plan.work, abs=1e-6)
 

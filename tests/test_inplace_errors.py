@@ -164,9 +164,8 @@ def test_a_signal_that_the_model_or_the_site_cannot_supply():
     unet = PIPELINES["sd"].build()
     message = r"'teacache' needs the signal modulated_input.*site 'blocks' of UNet2DConditionModel.*timestep_embedding"
     refused(NeedsError, message, "teacache", target=unet, **given)
-    at_output = (
-        r"site 'output' of WanTransformer3DModel cannot supply \(it supplies: spatial-latent\); use site='blocks'"
-    )
+    supplied = r"\(it supplies: spatial-latent, token-grid\)"
+    at_output = rf"site 'output' of WanTransformer3DModel cannot supply {supplied}; use site='blocks'"
     refused(NeedsError, at_output, "teacache", site="output", **given)
     refused(NeedsError, r"site 'proj_out' of WanTransformer3DModel cannot supply", "teacache", site="proj_out", **given)
 

@@ -552,8 +552,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "sites",
         "sites/_rows.py",
-        "    return tensor.reshape(copies // together, rows, together, -1).transpose(0, 1).reshape(rows, -1)",
-        "    return tensor.reshape(rows, -1)",
+        "    return tensor.reshape(copies // together, rows, together, -1).transpose(0, 1).reshape(shape)",
+        "    return tensor.reshape(shape)",
         "rows of a doubled batch are mixed up",
         PLACES,
     ),

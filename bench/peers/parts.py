@@ -13,7 +13,7 @@ from cachepolicies import Substitute
 from cachepolicies.adapters import adapter_of, blocks_of
 from cachepolicies.substitutes import Taylor
 from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, FasterCache, LastChange
-from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, SpeCa
+from cachepolicies_drafts import Aligned, Bands, DBCache, DiCache, FirstBlock, FoCa, FoCaCache, FreqCa, SpeCa
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -42,6 +42,17 @@ def of_ranges() -> list[Entry]:
     for base in (0.3, 1.0, 3.0, 7.0):
         draft = Taylor(order=2, differences="taylorseer", time="index")
         found.append(_entry("SpeCa", SpeCa(base=base, decay=0.3, unverified=1, most=6), draft))
+    return found
+
+
+def of_forecasts() -> list[Entry]:
+    """Return the methods that compute every n-th step and forecast the stack in between, for any transformer."""
+    found = []
+    for every in (2, 3, 4, 6):
+        found.append(_entry("FoCa", FoCaCache(every=every), FoCa()))
+        found.append(_entry("FoCa, slope of a step", FoCaCache(every=every), FoCa(slope="step")))
+        found.append(_entry("FreqCa", FreqCa(every=every), Bands()))
+        found.append(_entry("FreqCa, quadratic", FreqCa(every=every), Bands(high="quadratic")))
     return found
 
 

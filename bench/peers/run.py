@@ -72,7 +72,7 @@ def entries(case: Case) -> list[Entry]:
     if case.model.startswith(("video", "image")):
         found += ours.in_blocks() + of_diffusers.entries() + of_cache_dit.entries()
         found += parts.of_kinds()
-    found += parts.below_a_branch() if case.model.startswith("photo") else parts.of_ranges()
+    found += parts.below_a_branch() if case.model.startswith("photo") else parts.of_ranges() + parts.of_forecasts()
     return found
 
 

@@ -12,10 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cachepolicies import CachedDenoiser, NeedsError
-from cachepolicies.substitutes import Taylor
+from cachepolicies import CachedDenoiser, Context, InputError, NeedsError, Refresh, SettingsError, Substitute
+from cachepolicies.substitutes import Prediction, Taylor, as_substitute
 from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, substitute_checks
-from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, SpeCa, plugin
+from cachepolicies_drafts import Aligned, Bands, DBCache, DiCache, FirstBlock, FoCa, FoCaCache, FreqCa, SpeCa, plugin
+from cachepolicies_drafts.bands import low_band
 
 STEPS = 14
 TIMESTEPS = tuple(1000.0 - 70.0 * k for k in range(STEPS))
@@ -85,7 +86,13 @@ def latent(rows: int = 2) -> Tensor:
         policy_checks(DiCache(), signals=("probe",)),
         policy_checks(SpeCa(), site=ENDS),
         policy_checks(SpeCa(base=0.0, floor=0.4, unverified=0, most=3, warm_up=1), site=ENDS, label="speca-strict"),
+        policy_checks(FoCaCache(every=2, first=2), substitute=FoCa()),
+        policy_checks(FreqCa(every=3, first=1, last=1), substitute=Bands()),
         substitute_checks(Aligned()),
+        substitute_checks(Bands()),
+        substitute_checks(Bands(low=FoCa(), high="residual"), label="bands-of-others"),
+        substitute_checks(FoCa()),
+        substitute_checks(FoCa(slope="step", horizon=None, guard=None), label="foca-per-step"),
     ]
 )
 def test_the_contracts(check: Check) -> None:
@@ -378,3 +385,227 @@ def test_what_speca_cannot_work_with_is_named() -> None:
     for wrong in ({"decay": 0.0}, {"decay": 1.5}, {"base": -1.0}, {"warm_up": 0}, {"last": 0}, {"most": -1}):
         with pytest.raises((ValueError, TypeError)):
             SpeCa(**wrong)
+
+
+# -- FoCa -----------------------------------------------------------------------------------------------------------
+
+
+class Script:
+    """A denoiser that returns what is written down for every step."""
+
+    def __init__(self, outputs: list[Tensor]) -> None:
+        self.outputs = outputs
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        """Return the output of the step at t."""
+        return self.outputs[TIMESTEPS.index(float(t))].clone()
+
+
+def handed_out(outputs: list[Tensor], policy: Any, substitute: Any = None) -> tuple[list[Tensor], list[bool]]:
+    """Return what a cached denoiser hands out at every step, and where it evaluated."""
+    denoiser = CachedDenoiser(Script(outputs), policy, substitute=substitute, site="output")
+    with denoiser.run(timesteps=TIMESTEPS) as run:
+        found = [denoiser(torch.zeros_like(outputs[0]), t).clone() for t in TIMESTEPS]
+    return found, [all(record.evaluated) for record in run.trace.records]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    every=st.integers(2, 6),
+    first=st.integers(1, 4),
+    horizon=st.sampled_from((None, 2.0, 3.0)),
+    slope=st.sampled_from(("difference", "step")),
+    seed=st.integers(0, 100),
+)
+def test_foca_is_its_recursion(every: int, first: int, horizon: float | None, slope: Any, seed: int) -> None:
+    """Step by step in float64: predictor on the last two values, corrector from the last evaluation."""
+    outputs = list(torch.randn(STEPS, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    substitute = FoCa(horizon=horizon, slope=slope, guard=None)
+    found, computed = handed_out(outputs, FoCaCache(every=every, first=first), substitute)
+    values: list[Tensor] = []
+    full: list[int] = []
+    for step, output in enumerate(outputs):
+        if computed[step]:
+            full.append(step)
+            values.append(output)
+        elif len(full) < 2:
+            values.append(outputs[full[-1]])
+        else:
+            ahead = step - full[-1]
+            predicted = 2 * values[-1] - values[-2]
+            slopes = outputs[full[-1]] - outputs[full[-2]] + predicted - values[-1]
+            if slope == "step":
+                slopes = (outputs[full[-1]] - outputs[full[-2]]) / (full[-1] - full[-2]) + predicted - values[-1]
+            reach = ahead if horizon is None or ahead <= horizon else horizon / ahead * horizon
+            values.append(outputs[full[-1]] + reach / 2 * slopes)
+        torch.testing.assert_close(found[step], values[-1])
+    assert sum(computed) < STEPS
+
+
+@settings(max_examples=10, deadline=None)
+@given(every=st.integers(2, 6), seed=st.integers(0, 100))
+def test_foca_by_the_slope_of_a_step_continues_a_line(every: int, seed: int) -> None:
+    """Without damping, from the second evaluation on; with the published slope it does not."""
+    start, slope = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    outputs = [start + step * slope for step in range(STEPS)]
+    policy = FoCaCache(every=every, first=2)
+    exact, _ = handed_out(outputs, policy, FoCa(horizon=None, slope="step", guard=None))
+    torch.testing.assert_close(torch.stack(exact), torch.stack(outputs))
+    published, _ = handed_out(outputs, policy, FoCa(horizon=None, guard=None))
+    assert not torch.allclose(torch.stack(published), torch.stack(outputs))
+
+
+def test_foca_is_what_its_policy_brings() -> None:
+    """Where nobody names a substitute; one that is named is taken."""
+    assert FoCaCache().stand_in == as_substitute("foca")
+    assert FreqCa().stand_in == as_substitute("bands:low=hold,high=hermite")
+    outputs = list(torch.randn(STEPS, 1, 4, generator=torch.Generator().manual_seed(0)))
+    policy = FoCaCache(every=3, first=2)
+    brought, named, held = (handed_out(outputs, policy, each)[0] for each in (None, FoCa(), "hold"))
+    assert all(map(torch.equal, brought, named))
+    assert not all(map(torch.equal, brought, held))
+
+
+def test_foca_holds_where_a_forecast_grows_beyond_what_was_seen() -> None:
+    """The guard of the engine."""
+    outputs = [torch.full((1, 4), 2.0**step) for step in range(STEPS)]
+    found, computed = handed_out(outputs, FoCaCache(every=6, first=2), FoCa(horizon=None))
+    assert torch.equal(found[6], outputs[1])
+    assert not computed[6]
+
+
+def test_foca_needs_what_has_passed() -> None:
+    """Outside of an engine it says so."""
+    with pytest.raises(NeedsError, match="own forecasts"):
+        FoCa().predict(Context(1.0), [Refresh(torch.zeros(1, 2), [2.0], [True], [0])])
+
+
+# -- Bands ----------------------------------------------------------------------------------------------------------
+
+SHAPES = st.sampled_from([(4, 6), (5, 3), (1, 7), (2, 4, 3), (8,)])
+LINEAR = st.sampled_from(["hold", "linear:guard=None", "hermite:guard=None", "quadratic:time=t,guard=None", "foca"])
+CUTOFFS = st.sampled_from([0.0, 0.2, 0.3, 0.7, 1.0])
+
+
+def remembered(shape: tuple[int, ...], count: int, seed: int, rows: int = 2) -> list[Refresh]:
+    """Return evaluations of latents ``(B, C, *axes)``, newest first."""
+    made = torch.randn(count, rows, 3, *shape, generator=torch.Generator().manual_seed(seed))
+    times = [100.0 * (age + 1) for age in range(count)]
+    return [Refresh(one, [t] * rows, [True] * rows, [0] * rows) for one, t in zip(made, times, strict=True)]
+
+
+def present(history: list[Refresh]) -> Context:
+    """Return the present: what has flowed on are the evaluations."""
+    return Context(0.0, visited=tuple(each.t[0] for each in history), passed=tuple(each.output for each in history[:2]))
+
+
+def output_of(substitute: Substitute, history: list[Refresh], context: Context | None = None) -> Tensor:
+    """Return what stands in."""
+    predicted = substitute.predict(present(history) if context is None else context, history[: substitute.history])
+    return predicted.output if isinstance(predicted, Prediction) else predicted
+
+
+def low_by_sums(values: Tensor, cutoff: float) -> Tensor:
+    """Return the low band of ``(B, C, *axes)`` by the sums that define the transform, in float64."""
+    found = values.to(torch.complex128)
+    sizes = values.shape[2:]
+    squares = torch.zeros((), dtype=torch.float64)
+    for axis, size in enumerate(sizes):
+        numbers = torch.arange(size, dtype=torch.float64)
+        matrix = torch.exp(-2j * torch.pi * torch.outer(numbers, numbers) / size)
+        found = torch.tensordot(found, matrix, dims=([axis + 2], [1])).movedim(-1, axis + 2)
+        nearest = torch.minimum(numbers, size - numbers) / size
+        squares = squares + (2 * nearest).square().reshape(-1, *[1] * (len(sizes) - 1 - axis))
+    count = max(sum(size > 1 for size in sizes), 1)
+    found = found * ((squares / count).sqrt() <= cutoff + 1e-9)
+    for axis, size in enumerate(sizes):
+        numbers = torch.arange(size, dtype=torch.float64)
+        matrix = torch.exp(2j * torch.pi * torch.outer(numbers, numbers) / size) / size
+        found = torch.tensordot(found, matrix, dims=([axis + 2], [1])).movedim(-1, axis + 2)
+    return found.real
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=SHAPES, cutoff=CUTOFFS, seed=st.integers(0, 100))
+def test_the_low_band_is_what_the_sums_say(shape: tuple[int, ...], cutoff: float, seed: int) -> None:
+    """Taken twice it is itself; 0 leaves the mean and 1 everything, and at the same time of the rest nothing."""
+    values = remembered(shape, 1, seed)[0].output.double()
+    axes = tuple(range(2, values.ndim))
+    low = low_band(values, axes, cutoff)
+    torch.testing.assert_close(low, low_by_sums(values, cutoff))
+    torch.testing.assert_close(low_band(low, axes, cutoff), low)
+    torch.testing.assert_close(low_band(values - low, axes, cutoff), torch.zeros_like(values))
+    if cutoff == 0.0:
+        torch.testing.assert_close(low, values.mean(axes, keepdim=True).expand_as(values))
+    if cutoff == 1.0:
+        torch.testing.assert_close(low, values)
+
+
+@settings(max_examples=30, deadline=None)
+@given(low=LINEAR, high=LINEAR, shape=SHAPES, cutoff=CUTOFFS, count=st.integers(1, 3), seed=st.integers(0, 100))
+def test_bands_split_what_is_remembered(
+    low: str, high: str, shape: tuple[int, ...], cutoff: float, count: int, seed: int
+) -> None:
+    """Each band of all that is remembered goes to its own substitute, and the two stand-ins are added.
+
+    With the same substitute in both, that is the substitute, and bit for bit where it holds.
+    """
+    history = remembered(shape, count, seed)
+    made = output_of(Bands(low=low, high=high, cutoff=cutoff), history)
+    axes = tuple(range(2, made.ndim))
+    parts = []
+    for spec, is_low in ((low, True), (high, False)):
+        split = []
+        for each in history:
+            band = low_band(each.output.double(), axes, cutoff)
+            split.append(Refresh(band if is_low else each.output.double() - band, each.t, each.filled, each.point))
+        parts.append(output_of(as_substitute(spec), split))
+    torch.testing.assert_close(made.double(), parts[0] + parts[1], rtol=1e-4, atol=1e-4)
+    if low == high:
+        torch.testing.assert_close(made, output_of(as_substitute(low), history), rtol=1e-5, atol=1e-5)
+        assert low != "hold" or torch.equal(made, history[0].output)
+    both = [output_of(Bands(low=one, high=other, cutoff=cutoff), history) for one, other in ((low, high), (high, low))]
+    whole = output_of(as_substitute(low), history) + output_of(as_substitute(high), history)
+    torch.testing.assert_close(both[0] + both[1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_bands_take_tokens_back_onto_their_grid() -> None:
+    """Tokens in rows are what a latent with their axes is."""
+    history = remembered((4, 6), 3, 0)
+    tokens = [Refresh(each.output.flatten(2).mT, each.t, each.filled, each.point) for each in history]
+    latent = output_of(Bands(), history)
+    assert torch.equal(output_of(Bands(grid=(4, 6)), history), latent)
+    torch.testing.assert_close(output_of(Bands(grid=(4, 6)), tokens), latent.flatten(2).mT)
+    assert not torch.allclose(output_of(Bands(grid=(6, 4)), tokens), latent.flatten(2).mT, atol=1e-3)
+    with pytest.raises(InputError, match=r"grid of 5 x 5 tokens.*shape \(2, 24, 3\)"):
+        output_of(Bands(grid=(5, 5)), tokens)
+
+
+def test_bands_have_the_order_and_the_guard_of_both() -> None:
+    """The higher order, the narrower guard, and one that has none has none."""
+    history = remembered((4, 4), 3, 0)
+    predicted = Bands(low="hold", high="linear").predict(present(history), history)
+    assert isinstance(predicted, Prediction)
+    assert predicted.order == (1, 1)
+    assert isinstance(Bands(high=FoCa()).predict(present(history), history), Tensor)
+    assert Bands(low="linear:guard=3", high="linear:guard=1.5").guard == 1.5
+    assert Bands(low="hold", high="linear:guard=None").guard is None
+
+
+def test_bands_where_nothing_says_the_grid() -> None:
+    """Refused at set-up inside a network; settings that make no sense too."""
+    with pytest.raises(NeedsError, match=r"on which grid the tokens of Network lie is not known; give grid="):
+        CachedDenoiser(Network(), FreqCa())
+    with pytest.raises(SettingsError, match=r"grid is \(0, 3\)"):
+        Bands(grid=(0, 3))
+    with pytest.raises(SettingsError, match="corrects evaluations"):
+        Bands(low="linear:correct=0.8")
+
+
+def test_freqca_computes_the_first_steps_and_every_nth() -> None:
+    """And the last ones; another network's grid is given."""
+    denoiser = CachedDenoiser(Script(list(torch.zeros(STEPS, 1, 2))), FreqCa(every=4, first=3, last=2), site="output")
+    with denoiser.run(timesteps=TIMESTEPS) as run:
+        for t in TIMESTEPS:
+            denoiser(torch.zeros(1, 2), t)
+    assert [record.index for record in run.trace.records if all(record.evaluated)] == [0, 1, 2, 6, 10, 12, 13]

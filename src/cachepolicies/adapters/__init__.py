@@ -14,6 +14,7 @@ from cachepolicies.contracts.adapter import Clock as Clock
 from cachepolicies.contracts.adapter import HandsOn as HandsOn
 from cachepolicies.contracts.adapter import OutputOf as OutputOf
 from cachepolicies.contracts.adapter import Rows as Rows
+from cachepolicies.contracts.adapter import TokensOf as TokensOf
 
 __all__ = [
     "CROSS",
@@ -27,6 +28,7 @@ __all__ = [
     "HandsOn",
     "OutputOf",
     "Rows",
+    "TokensOf",
     "adapter_of",
     "blocks_of",
     "network_of",

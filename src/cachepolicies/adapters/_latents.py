@@ -1,12 +1,16 @@
-"""Latents that a model is called with as tokens, or frames first: back onto their grid, ``(B, C, *axes)``."""
+"""Latents that a model is called with as tokens, or frames first: back onto their grid, ``(B, C, *axes)``.
+
+And the grids of the tokens that a model makes of them.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cachepolicies.base.errors import InputError
@@ -14,6 +18,9 @@ from cachepolicies.base.foreign import writes_so_far
 
 _GRIDS: MutableMapping[Tensor, tuple[int, tuple[int, int]]] = WeakTensorKeyDictionary()
 """Grids by the tensor of position ids that says them: it is read from the device once, not at every step."""
+
+_IMAGE = 2
+"""Axes of an image."""
 
 _TOKENS, _VIDEO, _FRAMES = 3, 4, 5
 """Dimensions of tokens ``(B, L, C)``, images ``(B, C, H, W)`` and videos ``(B, F, C, H, W)``."""
@@ -39,16 +46,7 @@ def patches_by_shapes(x: Tensor, call: Mapping[str, Any]) -> Tensor:
     Raises:
         InputError: there are no ``img_shapes``, or the samples differ in them.
     """
-    shapes = call.get("img_shapes")
-    if not isinstance(shapes, (list, tuple)) or not shapes:
-        raise _unknown(x, f"`img_shapes` is {shapes!r} and says no grid")
-    found = {tuple(shape[0]) if isinstance(shape, list) else tuple(shape) for shape in shapes[: x.shape[0]]}
-    if isinstance(shapes[0], tuple):  # one list for all samples
-        found = {tuple(shapes[0])}
-    if len(found) > 1:
-        raise _unknown(x, f"its samples have different grids, {sorted(found)}: sample those of one size together")
-    frames, height, width = (int(size) for size in found.pop())
-    return patches(x, (frames, height, width))
+    return patches(x, _grid_of_shapes(x, call))
 
 
 def tokens_of_video(x: Tensor, call: Mapping[str, Any]) -> Tensor:
@@ -123,6 +121,56 @@ def unpatched(x: Tensor, call: Mapping[str, Any]) -> Tensor:
     return x
 
 
+def grid_by_ids(network: nn.Module, x: Tensor, call: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return height and width of the grid of ``img_ids``.
+
+    Raises:
+        InputError: there are no ``img_ids``, or they are no grid; or there are tokens of reference images beside it.
+    """
+    return _all_of(x, _grid_of_ids(x, call))
+
+
+def grid_by_shapes(network: nn.Module, x: Tensor, call: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the first of ``img_shapes``.
+
+    Raises:
+        InputError: see `patches_by_shapes`; or there are tokens of reference images beside it.
+    """
+    return _all_of(x, _grid_of_shapes(x, call))
+
+
+def grid_by_sizes(network: nn.Module, x: Tensor, call: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return ``num_frames``, ``height`` and ``width``, where every place of the latent is a token.
+
+    Raises:
+        InputError: see `tokens_of_video`.
+    """
+    return tuple(tokens_of_video(x, call).shape[2:])
+
+
+def grid_of_patches(network: nn.Module, x: Tensor, call: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the axes of a latent ``(B, C, *axes)`` in patches of the network's ``config.patch_size``.
+
+    A number is the side of a square, and ``config.patch_size_t``, where there is one, the frames of a patch; a tuple
+    has all axes.
+
+    Raises:
+        InputError: the configuration has no such patch for these axes.
+    """
+    config: Any = getattr(network, "config", None)
+    patch, axes = getattr(config, "patch_size", None), tuple(x.shape[2:])
+    if isinstance(patch, int):
+        patch = (patch, patch) if len(axes) == _IMAGE else (getattr(config, "patch_size_t", None) or 1, patch, patch)
+    if not isinstance(patch, (tuple, list)) or len(patch) != len(axes):
+        raise _unknown(x, f"`patch_size` of {type(network).__name__} is {patch!r}, not the patch of {len(axes)} axes")
+    return tuple(size // side for size, side in zip(axes, patch, strict=True))
+
+
+def grid_of_frames_first(network: nn.Module, x: Tensor, call: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return `grid_of_patches` of a video ``(B, F, C, H, W)``."""
+    return grid_of_patches(network, frames_first(x, call), call)
+
+
 def patches(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
     """Return tokens ``(B, L, 4 C)``, the first of which are a grid, as ``(B, C, f, 2 h, 2 w)``.
 
@@ -138,6 +186,27 @@ def patches(x: Tensor, grid: tuple[int, int, int]) -> Tensor:
     rows, channels = x.shape[0], x.shape[2] // 4
     cut = x[:, :count].reshape(rows, frames, height, width, channels, 2, 2)
     return cut.permute(0, 4, 1, 2, 5, 3, 6).reshape(rows, channels, frames, 2 * height, 2 * width)
+
+
+def _all_of(x: Tensor, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a grid that has all tokens of a latent."""
+    if x.shape[1] != math.prod(grid):
+        raise _unknown(x, f"its first image has {' x '.join(map(str, grid))} tokens, and others follow")
+    return grid
+
+
+def _grid_of_shapes(x: Tensor, call: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return frames, height and width of the grid that ``img_shapes`` names first."""
+    shapes = call.get("img_shapes")
+    if not isinstance(shapes, (list, tuple)) or not shapes:
+        raise _unknown(x, f"`img_shapes` is {shapes!r} and says no grid")
+    found = {tuple(shape[0]) if isinstance(shape, list) else tuple(shape) for shape in shapes[: x.shape[0]]}
+    if isinstance(shapes[0], tuple):  # one list for all samples
+        found = {tuple(shapes[0])}
+    if len(found) > 1:
+        raise _unknown(x, f"its samples have different grids, {sorted(found)}: sample those of one size together")
+    frames, height, width = (int(size) for size in found.pop())
+    return frames, height, width
 
 
 def _grid_of_ids(x: Tensor, call: Mapping[str, Any]) -> tuple[int, int]:
@@ -170,6 +239,6 @@ def _grid(batch: Sequence[Sequence[Sequence[float]]], x: Tensor) -> tuple[int, i
 
 def _unknown(x: Tensor, why: str) -> InputError:
     return InputError(
-        f"where the tokens of the latent {tuple(x.shape)} lie on their grid cannot be told: {why}. Use a policy that "
-        "does not look at the latent along its axes, or an adapter whose `unpack` knows"
+        f"where the tokens of the latent {tuple(x.shape)} lie on their grid cannot be told: {why}. Use a policy "
+        "and a substitute that do not look at it along its axes, or an adapter whose `unpack` and `tokens` know"
     )

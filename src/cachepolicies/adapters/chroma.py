@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._kinds import JOINT, PARALLEL
-from cachepolicies.adapters._latents import patches_by_ids
+from cachepolicies.adapters._latents import grid_by_ids, patches_by_ids
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
 
@@ -22,6 +22,7 @@ def chroma() -> Adapter:
         ),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("distilled_guidance_layer")},
         unpack=patches_by_ids,
+        tokens=grid_by_ids,
         clock="unit",
         rows=(
             "hidden_states",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._kinds import SELF
-from cachepolicies.adapters._latents import frames_first
+from cachepolicies.adapters._latents import frames_first, grid_of_frames_first
 from cachepolicies.adapters._signals import joint_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks
 
@@ -24,6 +24,8 @@ def cogvideox() -> Adapter:
         stack=(Blocks("transformer_blocks", ("hidden_states", "encoder_hidden_states"), kinds=SELF),),
         signals={"modulated_input": joint_norm, "timestep_embedding": _timestep_embedding},
         unpack=frames_first,
+        tokens=grid_of_frames_first,
+        channels=2,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "timestep_cond"),
         source="TeaCache4CogVideoX1.5/teacache_sample_video.py, SenCache CogVideoX/sencache.py",
         note="the video stream; the authors remember the text's residual too, which nothing reads",

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._kinds import SELF
+from cachepolicies.adapters._latents import grid_of_patches
 from cachepolicies.contracts.adapter import Adapter, Blocks
 
 
@@ -17,6 +18,7 @@ def dit() -> Adapter:
         "DiTTransformer2DModel",
         stack=(Blocks("transformer_blocks", kinds=SELF),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
+        tokens=grid_of_patches,
         rows=("hidden_states", "timestep", "class_labels"),
         source="as for FLUX.1",
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._kinds import JOINT, PARALLEL
-from cachepolicies.adapters._latents import patches_by_ids
+from cachepolicies.adapters._latents import grid_by_ids, patches_by_ids
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import SPATIAL, Adapter, Blocks, OutputOf
 
@@ -28,6 +28,7 @@ def flux() -> Adapter:
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
         unpack=patches_by_ids,
+        tokens=grid_by_ids,
         clock="unit",
         rows=(
             "hidden_states",
@@ -56,6 +57,7 @@ def flux2() -> Adapter:
             "timestep_embedding": OutputOf("time_guidance_embed.timestep_embedder"),
         },
         unpack=patches_by_ids,
+        tokens=grid_by_ids,
         clock="unit",
         rows=("hidden_states", "encoder_hidden_states", "timestep", "img_ids", "txt_ids", "guidance"),
         source="as for FLUX.1",

@@ -9,6 +9,7 @@ from attrs import evolve
 from torch import Tensor
 
 from cachepolicies.adapters._kinds import JOINT, PARALLEL
+from cachepolicies.adapters._latents import grid_of_patches
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -35,6 +36,7 @@ def hunyuan_video() -> Adapter:
             "modulated_input": _modulated_input,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
+        tokens=grid_of_patches,
         rows=_ROWS,
         source="TeaCache4HunyuanVideo/teacache_sample_video.py, MagCache4HunyuanVideo/magcache_sample_video.py",
         note="the video stream over double and single blocks; the text is not used behind them",
@@ -49,6 +51,7 @@ def framepack() -> Adapter:
     return evolve(
         hunyuan_video(),
         model="HunyuanVideoFramepackTransformer3DModel",
+        tokens=None,
         rows=(
             *_ROWS,
             "image_embeds",

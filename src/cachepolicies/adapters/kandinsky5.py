@@ -21,6 +21,7 @@ def kandinsky5() -> Adapter:
         streams="visual_embed",
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embeddings")},
         unpack=channels_last,
+        channels=-1,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "pooled_projections"),
         source="as for FLUX.1",
         note="the blocks on the text run at every step",

@@ -40,6 +40,7 @@ def longcat_audio() -> Adapter:
         stack=(Blocks("blocks", kinds={SPATIAL: "self_attn", CROSS: "cross_attn", MLP: "ffn"}),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed")},
         unpack=channels_last,
+        channels=-1,
         clock="unit",
         rows=(
             "hidden_states",

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cachepolicies.adapters._kinds import SELF_AND_CROSS
-from cachepolicies.adapters._latents import tokens_of_video
+from cachepolicies.adapters._latents import grid_by_sizes, tokens_of_video
 from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 _BOTH_STREAMS = {
@@ -26,6 +26,7 @@ def ltx() -> Adapter:
         ends_before="proj_out",
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed.emb")},
         unpack=tokens_of_video,
+        tokens=grid_by_sizes,
         rows=("hidden_states", "encoder_hidden_states", "timestep", "encoder_attention_mask", "video_coords"),
         source="TeaCache4LTX-Video/teacache_ltx.py, SenCache LTX-Video/sencache.py",
         note="the final norm and its modulation are part of what is replaced, as in the authors' code",

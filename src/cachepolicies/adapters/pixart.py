@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import evolve
 
 from cachepolicies.adapters._kinds import SELF_AND_CROSS
+from cachepolicies.adapters._latents import grid_of_patches
 from cachepolicies.adapters._signals import shared_table
 from cachepolicies.contracts.adapter import Adapter, Blocks, OutputOf
 
@@ -15,6 +16,7 @@ def pixart() -> Adapter:
         "PixArtTransformer2DModel",
         stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"modulated_input": shared_table, "timestep_embedding": OutputOf("adaln_single", pick=1)},
+        tokens=grid_of_patches,
         rows=(
             "hidden_states",
             "encoder_hidden_states",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cachepolicies.adapters._latents import last_grid_by_shapes, patches_by_shapes
+from cachepolicies.adapters._latents import grid_by_shapes, last_grid_by_shapes, patches_by_shapes
 from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 
@@ -27,6 +27,7 @@ def qwen_image() -> Adapter:
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
         unpack=patches_by_shapes,
+        tokens=grid_by_shapes,
         clock="unit",
         rows={
             "hidden_states": "first",

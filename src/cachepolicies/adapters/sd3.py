@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cachepolicies.adapters._latents import grid_of_patches
 from cachepolicies.adapters._signals import adaptive_norm
 from cachepolicies.contracts.adapter import MLP, SPATIAL, Adapter, Blocks, OutputOf
 
@@ -18,6 +19,7 @@ def sd3() -> Adapter:
             "modulated_input": adaptive_norm,
             "timestep_embedding": OutputOf("time_text_embed.timestep_embedder"),
         },
+        tokens=grid_of_patches,
         rows=(
             "hidden_states",
             "encoder_hidden_states",

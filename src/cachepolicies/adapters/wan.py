@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve
 from torch import Tensor
 
+from cachepolicies.adapters._latents import grid_of_patches
 from cachepolicies.contracts.adapter import CROSS, MLP, SPATIAL, Adapter, Blocks, OutputOf
 
 _ROWS = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_hidden_states_image")
@@ -23,6 +24,7 @@ def wan() -> Adapter:
             "timestep_embedding": OutputOf("condition_embedder.time_embedder"),
             "timestep_projection": OutputOf("condition_embedder.time_proj"),
         },
+        tokens=grid_of_patches,
         rows=_ROWS,
         source="TeaCache4Wan2.1/teacache_generate.py, MagCache4Wan2.1/magcache_generate.py, SenCache Wan2.1",
     )

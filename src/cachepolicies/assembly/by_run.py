@@ -206,7 +206,7 @@ class ByRun:
         path = profile is not None and "change" in profile.tables
         substitute = (
             self.substitute
-            or (rule.stand_in if path else None)
+            or (rule.stand_in if path else rule.substitute)
             or corrected_line(scheduler, timesteps, self._site, along_path=path)
         )
         count = self.budget.of_run(len(timesteps), skipped_by(self._site))

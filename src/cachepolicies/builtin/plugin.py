@@ -124,6 +124,7 @@ def cachepolicies_register_scores(register: Register) -> None:
 def cachepolicies_register_signals(register: Register) -> None:
     """Register the signals that any site supplies."""
     register("spatial-latent", lazy("cachepolicies.sites.latent:SpatialLatent"), "The latent along its axes.")
+    register("token-grid", lazy("cachepolicies.sites.grid:TokenGrid"), "The grid of the stream's tokens.")
 
 
 @hookimpl

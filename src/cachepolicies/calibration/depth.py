@@ -73,7 +73,7 @@ def plan_depth(
         console: where to show it instead.
 
     Returns:
-        The plan. Run it with the policy ``depth-schedule``, ``substitute=plan.substitute`` and the profile.
+        The plan. Run it with the policy ``depth-schedule`` and the profile.
 
     Raises:
         NeedsError, ProfileError, PolicyError: see `measure_places` and `cachepolicies.planning.plan`.
@@ -145,9 +145,7 @@ def _tried(
         reference = sampled(scheduler, samples, steps, model).double()
         advance(rows * steps)
         for one in plans:
-            cached = CachedDenoiser(
-                model, DepthSchedule(one), profile=profile, substitute=one.substitute, scheduler=scheduler
-            )
+            cached = CachedDenoiser(model, DepthSchedule(one), profile=profile, scheduler=scheduler)
             errors = row_rms(sampled(scheduler, samples, steps, cached).double() - reference).cpu().numpy()
             found.append(-20.0 * np.log10(np.maximum(errors, _SMALLEST)))
             advance(rows * len(one.calls))

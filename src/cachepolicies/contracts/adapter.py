@@ -39,6 +39,11 @@ Unpack: TypeAlias = Callable[[Tensor, Mapping[str, Any]], Tensor]
 call by name; raises `InputError` where these do not say how."""
 
 
+TokensOf: TypeAlias = Callable[[nn.Module, Tensor, Mapping[str, Any]], tuple[int, ...]]
+"""Returns how many tokens lie along each axis (time, height and width in this order, as far as there are), from the
+network, the latent x and the arguments of the model's call by name; raises `InputError` where these do not say."""
+
+
 ReadsMemory: TypeAlias = Callable[[Mapping[str, Any]], bool]
 """Tells from the arguments of the model's call, by name, whether it only reads the memory that it is handed."""
 
@@ -125,6 +130,10 @@ class Adapter:
         signals: name to how it is obtained; computed when a policy declares it.
         unpack: how the latent that the model is called with lies on its grid, for what looks at it along its axes;
             ``None`` where it is ``(B, C, *axes)`` already.
+        tokens: on which grid the tokens of the one stream lie, one after the other, row by row, for what looks at it
+            along its axes; ``None`` where that is not known.
+        channels: dimension of the latent, and of what the model predicts, in which the channels are; 2 for
+            ``(B, F, C, H, W)``, -1 where they come last.
         clock: how the model's pipelines write the noise level.
         rows: name of every argument of the model that has one row a sample, to how it has; ``None`` to tell by the
             first dimension.
@@ -145,6 +154,8 @@ class Adapter:
     ends_before: str | None = None
     signals: Mapping[str, BlockSignal | OutputOf] = field(factory=dict)
     unpack: Unpack | None = None
+    tokens: TokensOf | None = None
+    channels: int = 1
     clock: Clock = "timestep"
     rows: Mapping[str, Rows] | None = field(default=None, converter=_rows)
     rows_independent: bool = True

@@ -126,25 +126,25 @@ class PolicySettings(Contract, declares=True):
         return self
 
     @property
-    def stand_in(self) -> str | None:
-        """Spec of the substitute that goes with the rule where nobody names one and a budget is met; ``None`` for any.
+    def substitute(self) -> str | Substitute | None:
+        """What the method is published with, a substitute or its spec, taken where nobody names one; as usual ``None``.
 
-        A rule that looks at what flows on takes one that does not change evaluations.
+        `hold` is then taken, or with a budget what is best.
         """
         return None
+
+    @property
+    def stand_in(self) -> str | Substitute | None:
+        """The substitute that goes with the rule where nobody names one and a budget is met; ``None`` for any.
+
+        That of ``substitute`` unless it says otherwise. A rule that looks at what flows on takes one that does not
+        change evaluations.
+        """
+        return self.substitute
 
     @property
     def site(self) -> str | Site | None:
         """Where the rule is published to cut, a site or its spec, taken where nobody names one; ``None`` as usual."""
-        return None
-
-    @property
-    def substitute(self) -> str | Substitute | None:
-        """What the rule is published to stand in with, taken where nobody names a substitute; ``None`` as usual.
-
-        A substitute, or its spec. For a method that is both a rule and a stand-in; see ``stand_in`` for a rule that has
-        one under a budget only.
-        """
         return None
 
     def simulated(self, profile: Profile) -> Sequence[float] | None:

@@ -26,7 +26,7 @@ class Setup:
     """What is known when a denoiser is set up.
 
     Settings are what the user wrote and never change; ``resolve(setup)`` turns them into another object, which works.
-    They are resolved in this order, and each sees those before it: substitute, site, policy (with its score and its
+    They are resolved in this order, and each sees those before it: site, substitute, policy (with its score and its
     tolerance schedule).
 
     Attributes:
@@ -62,7 +62,7 @@ class Setup:
             NeedsError: it is not resolved yet.
         """
         if self._substitute is None:
-            raise NeedsError("this set-up has no substitute yet: it is resolved before site and policy")
+            raise NeedsError("this set-up has no substitute yet: it is resolved before the policy")
         return self._substitute
 
     @property

@@ -66,6 +66,10 @@ class Context:
         index: step of the run, or ``None`` when the run was not declared.
         arguments: what else the denoiser was called with, for the whole batch: all but x and t, by name.
         timesteps: t of the first evaluation of every step, or ``None`` when the run was not declared.
+        visited: noise levels at which something has flowed on from the place before, newest first; of several times at
+            one level in a row, the last counts. Empty unless the substitute recalls.
+        passed: ``(B, ...)`` what flowed on at the newest of them, evaluated or stood in, as many as the substitute
+            recalls; not to be changed.
     """
 
     t: float
@@ -78,6 +82,8 @@ class Context:
     index: int | None = None
     arguments: Mapping[str, Any] = field(factory=dict, repr=False)
     timesteps: tuple[float, ...] | None = field(default=None, repr=False)
+    visited: tuple[float, ...] = field(default=(), repr=False)
+    passed: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def index_of(self, t: float) -> int | None:
         """Return the step of the run that a noise level lies in, a refresh's say; see `RunInfo.index`.
@@ -150,6 +156,11 @@ class Substitute(Contract, declares=True):
         return False
 
     @property
+    def recalls(self) -> int:
+        """How many of the last values that flowed on are kept for it, its own stand-ins among them; 0 by default."""
+        return 0
+
+    @property
     def wants_branches(self) -> bool:
         """Whether ``predict`` looks at what other branches returned at this t. Not by default."""
         return False
@@ -179,7 +190,8 @@ class Substitute(Contract, declares=True):
         """Return the substitute that works in this set-up; itself unless it says otherwise. Called once.
 
         Args:
-            setup: profile, scheduler, model and adapter; not the site and not the policy, which come after.
+            setup: profile, scheduler, model, adapter, and the site where there is a model; not the policy, which comes
+                after.
 
         Raises:
             NeedsError: the settings ask for something that cannot be had in this set-up.

@@ -376,4 +376,5 @@ class ServedCall:
             self.index,
             call.conditioning,
             self.run.info.timesteps,
+            *self.run.memory.passed(self.key(arrival.place)),
         )

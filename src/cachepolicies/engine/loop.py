@@ -47,6 +47,8 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     if followed is None:
         group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
     group.served.add(key)
+    if served.engine.reuses and call.full is None:
+        run.memory.note_passed(key, call.t, answer.output)
     if served.engine.observes_places and group.branch == call.branch:
         group.state = policy.observe_place(step, arrival.place, decision, answer.output, group.state)
     if served.engine.watch is not None:

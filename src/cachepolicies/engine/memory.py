@@ -79,6 +79,19 @@ class _Pending:
 
 
 @define(eq=False)
+class _Passed:
+    """What has flowed on from a place, newest first.
+
+    Attributes:
+        levels: noise levels.
+        values: ``(B, ...)`` at the newest of them, as many as are recalled.
+    """
+
+    levels: tuple[float, ...] = ()
+    values: tuple[Tensor, ...] = ()
+
+
+@define(eq=False)
 class Memory:
     """What a run remembers of its evaluations, by branch and place.
 
@@ -95,6 +108,7 @@ class Memory:
     _not_finite: dict[tuple[Key, int], EngineReason] = field(factory=dict)
     _pending: list[_Pending] = field(factory=list)
     _present: dict[str, tuple[float, dict[str, Tensor]]] = field(factory=dict)
+    _passed: dict[Key, _Passed] = field(factory=dict)
 
     def store(self, key: Key) -> Store | None:
         """Return what a branch remembers at a place, ``None`` before its first evaluation there."""
@@ -119,9 +133,36 @@ class Memory:
         level, outputs = self._present.get(place, (t, {}))
         return {name: output for name, output in outputs.items() if name != branch} if level == t else {}
 
+    def note_passed(self, key: Key, t: float, output: Tensor) -> None:
+        """Keep what flowed on from a place, if the substitute recalls it."""
+        if not self.substitute.recalls:
+            return
+        before = self._passed.get(key, _Passed())
+        levels, values = before.levels, before.values
+        if values and (values[0].shape, values[0].dtype, values[0].device) != (
+            output.shape,
+            output.dtype,
+            output.device,
+        ):
+            levels, values = (), ()
+        if levels and levels[0] == t:
+            levels, values = levels[1:], values[1:]
+        with ordinary_tensors():
+            kept = without_gradient(output).clone()
+        self._passed[key] = _Passed((t, *levels), (kept, *values)[: self.substitute.recalls])
+
+    def passed(self, key: Key) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
+        """Return the noise levels at which something has flowed on from a place, newest first, and the newest values.
+
+        Where the substitute does not recall it, there are none.
+        """
+        found = self._passed.get(key, _Passed())
+        return found.levels, found.values
+
     def forget_branch(self, branch: str) -> None:
         """Forget everything that a branch remembers, at every place."""
         self._stores = {key: store for key, store in self._stores.items() if key[0] != branch}
+        self._passed = {key: passed for key, passed in self._passed.items() if key[0] != branch}
         self._pending = [item for item in self._pending if item.key[0] != branch]
         self._not_finite = {at: why for at, why in self._not_finite.items() if at[0][0] != branch}
 

@@ -33,8 +33,7 @@ class DepthSchedule(PolicySettings):
     """Evaluate the places of the network that a plan names, each at its own steps, and skip whole calls at others.
 
     A decision looks at the number of the step and the name of the place, at no tensor. The plan serves the timesteps,
-    the places and the substitute that it was made for: run it with ``substitute=plan.substitute``; the site is taken
-    from it where nobody names one.
+    the places and the substitute that it was made for, which are taken from it where nobody names others.
 
     Attributes:
         plan: a `cachepolicies.planning.DepthPlan`, or the path of one.
@@ -74,6 +73,11 @@ class DepthSchedule(PolicySettings):
         """The output and the places of the plan."""
         return self.read().cut
 
+    @property
+    def substitute(self) -> str:
+        """Those of the plan, for skipped calls and inside of computed ones."""
+        return self.read().substitute
+
     def resolve(self, setup: Setup) -> FollowsPlaces:
         """Return the policy that follows the plan.
 
@@ -111,7 +115,7 @@ class DepthSchedule(PolicySettings):
         ):
             raise SettingsError(
                 f"DepthSchedule: the plan was made for the substitute {plan.substitute!r}, and {used!r} is in use; "
-                "give substitute=plan.substitute"
+                "leave it out, or give substitute=plan.substitute"
             )
 
 

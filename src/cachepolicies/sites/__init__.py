@@ -7,6 +7,7 @@ from cachepolicies.engine.engine import ServedCall as ServedCall
 from cachepolicies.engine.invocation import Invocation as Invocation
 from cachepolicies.sites.blocks import BlocksSite as BlocksSite
 from cachepolicies.sites.blocks import BlockStack as BlockStack
+from cachepolicies.sites.grid import TokenGrid as TokenGrid
 from cachepolicies.sites.joined import Joined as Joined
 from cachepolicies.sites.latent import SpatialLatent as SpatialLatent
 from cachepolicies.sites.layers import Layers as Layers
@@ -48,6 +49,7 @@ __all__ = [
     "SpatialLatent",
     "Submodule",
     "SubmoduleSite",
+    "TokenGrid",
     "as_site",
     "layers_of",
     "outside_signals",

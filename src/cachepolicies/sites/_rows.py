@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -28,9 +29,10 @@ def copies_of(tensor: Tensor, rows: int, what: str) -> int:
 
 
 def by_sample(tensor: Tensor, rows: int, what: str, together: int = 1) -> Tensor:
-    """Return ``(k * rows, ...)`` as ``(rows, ...)``; unchanged where k is 1.
+    """Return ``(k * rows, n, ...)`` as ``(rows, k * n, ...)``; unchanged where k is 1.
 
-    A batch that holds every row k times over holds them as k blocks, ``cat([x, x])``.
+    A batch that holds every row k times over holds them as k blocks, ``cat([x, x])``. What was one row's lies one after
+    the other along dimension 1, and the dimensions behind it stay.
 
     Args:
         tensor: to put in order.
@@ -45,7 +47,8 @@ def by_sample(tensor: Tensor, rows: int, what: str, together: int = 1) -> Tensor
     if copies == 1:
         return tensor
     _check_together(copies, together, what)
-    return tensor.reshape(copies // together, rows, together, -1).transpose(0, 1).reshape(rows, -1)
+    shape = (rows, copies * math.prod(tensor.shape[1:2]), *tensor.shape[2:])
+    return tensor.reshape(copies // together, rows, together, -1).transpose(0, 1).reshape(shape)
 
 
 def _check_together(copies: int, together: int, what: str) -> None:
@@ -66,7 +69,7 @@ def pack(streams: Sequence[Tensor], rows: int, what: str, together: int = 1) -> 
         together: see `by_sample`.
 
     Returns:
-        The stream itself where there is one and k is 1, else ``(rows, n)``.
+        ``(rows, n)`` of several streams; a single one as `by_sample` returns it, itself where k is 1.
 
     Raises:
         InputError: see `copies_of`; or the streams differ in dtype.

@@ -10,7 +10,7 @@ from attrs import evolve, field, frozen
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cachepolicies.adapters.find import adapter_of, blocks_of
+from cachepolicies.adapters.find import adapter_of, blocks_of, registered_adapter
 from cachepolicies.contracts.setup import Setup
 from cachepolicies.contracts.signal import Signal, SignalInput
 from cachepolicies.registry.load import signals
@@ -35,8 +35,10 @@ class SignalCase:
 
     def setup(self) -> Setup:
         """Return what the signal is asked with whether it is there."""
-        one = self.subject
-        return Setup(model=one.model, network=one.network, adapter=one.adapter)
+        one, adapter = self.subject, self.subject.adapter
+        if adapter is None and one.network is not None:
+            adapter = registered_adapter(one.network)
+        return Setup(model=one.model, network=one.network, adapter=adapter)
 
     def signal(self) -> Signal:
         """Return the signal, resolved."""

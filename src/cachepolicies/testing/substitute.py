@@ -76,11 +76,24 @@ def _context(history: History, substitute: Substitute | None, only: Sequence[int
         {OTHER: history.latents(only, 6)} if wants_branches else {},
         index=5,
         timesteps=tuple(max(history.now, 1.0) * factor for factor in (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5)),
+        visited=_visited(history) if substitute is not None and substitute.recalls else (),
+        passed=() if substitute is None else _passed(history, substitute, only),
     )
 
 
+def _visited(history: History) -> tuple[float, ...]:
+    """Return the noise levels of all rows' refreshes, newest first: at each something has flowed on in every row."""
+    return tuple(sorted({level for levels in history.levels for level in levels}, key=lambda t: abs(t - history.now)))
+
+
+def _passed(history: History, substitute: Substitute, only: Sequence[int] | None) -> tuple[Tensor, ...]:
+    count = min(substitute.recalls, len(_visited(history)))
+    return tuple(history.latents(only, 20 + age) for age in range(count))
+
+
 def _full(history: History, substitute: Substitute, only: Sequence[int] | None = None) -> Context:
-    whole = _context(history, None, only)
+    recalled = _context(history, substitute, only)
+    whole = evolve(_context(history, None, only), visited=recalled.visited, passed=recalled.passed)
     more = {name: history.latents(only, 5) for name in sorted(substitute.signals)}
     return evolve(whole, signals={**whole.signals, **more})
 
@@ -118,6 +131,8 @@ def declares_soundly(case: SubstituteCase) -> None:
     expect(isinstance(one.signals, frozenset), f"signals is {one.signals!r}")
     expect(all(isinstance(name, str) for name in one.signals), f"signals is {one.signals!r}")
     expect(one.keeps_signals <= one.signals, f"it keeps {one.keeps_signals!r}, and its signals are {one.signals!r}")
+    recalls: object = one.recalls
+    expect(type(recalls) is int and recalls >= 0, f"recalls is {recalls!r}")
     expect(all(isinstance(note, str) for note in one.notes), f"notes is {one.notes!r}")
     for name in ("wants_input", "wants_branches", "keeps_branches"):
         expect(isinstance(getattr(one, name), bool), f"{name} is {getattr(one, name)!r}")
