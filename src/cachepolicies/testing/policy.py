@@ -108,9 +108,12 @@ class PolicyCase:
     def bench(self, policy: CachePolicy | None = None, **options: Any) -> Bench:
         """Return a bench for the policy; where it decides or looks place by place, with several places."""
         used = self.policy() if policy is None else policy
-        several = used.grain == "place" or (self.site is not None and (used.observes_places or used.verifies))
-        places = self.places if several else ("",)
-        return Bench(used, self.around(), **({"places": places} | options))
+        return Bench(used, self.around(), **({"places": self.reached(used)} | options))
+
+    def reached(self, policy: CachePolicy) -> tuple[str, ...]:
+        """Return the places of a call: several where the policy decides or looks place by place."""
+        several = policy.grain == "place" or (self.site is not None and (policy.observes_places or policy.verifies))
+        return self.places if several else ("",)
 
 
 def _runs(**options: Any) -> Callable[[PolicyCase], Any]:
@@ -446,7 +449,8 @@ def works_with_what_it_declares(case: PolicyCase, run: RunPlan, batch: Batch) ->
     policy = case.policy()
     if policy.needs.run_length and not run.declared:
         run = RunPlan(run.timesteps)
-    Bench(policy, case.around(needs=policy.needs), exact=True).sampled(run, _from(batch))
+    around = case.around(needs=policy.needs)
+    Bench(policy, around, places=case.reached(policy), exact=True).sampled(run, _from(batch))
 
 
 @POLICY.property(examples=12, run=_runs(second_calls=None, jumps=None, declared=None), batch=_batches(max_samples=2))

@@ -42,14 +42,14 @@ class SpeCa(PolicySettings):
 
     It reads the signal ``entered_streams``, and one number travels to the host at every verified step. It cuts at
     ``"blocks[:-m]+blocks[-m:]"``, where what is added to the streams is remembered, not every module's output as in the
-    released code. The paper's stand-in is a Taylor series in the number of the step: give
-    ``substitute="taylor:order=2,differences=taylorseer,time=index"``; with ``hold`` the draft is the last computed
-    step. A drafted step costs nothing of the stack, a verified one the last m blocks; the memory is ``order + 1``
-    residuals of each of the two parts. It helps at high ratios with deep stacks, where some samples need more steps
-    than others; the batch decides as one, and of guidance branches that are called apart the first one is verified and
-    decides. What users run into: where the stack has few blocks, one of them at every step is much; e is a mean of
-    ratios, so that a few entries of y near zero make it large, and ``base`` means something else for every model; what
-    the last block adds may be small beside x, so that a bad draft of x shows little.
+    released code. Where no substitute is named, the paper's Taylor series in the number of the step drafts, of order 2:
+    ``"taylor:order=2,differences=taylorseer,time=index"``. A drafted step costs nothing of the stack, a verified one
+    the last m blocks; the memory is ``order + 1`` residuals of each of the two parts. It helps at high ratios with deep
+    stacks, where some samples need more steps than others; the batch decides as one, and of guidance branches that are
+    called apart the first one is verified and decides. What users run into: where the stack has few blocks, one of them
+    at every step is much; e is a mean of ratios, so that a few entries of y near zero make it large, and ``base`` means
+    something else for every model; what the last block adds may be small beside x, so that a bad draft of x shows
+    little.
 
     Published: FLUX ``base=7.0, decay=0.3, unverified=2, most=8, floor=0.1, warm_up=3`` with order 2 at 50 steps
     (the defaults); HunyuanVideo ``base=1.0, decay=0.1, unverified=4, most=12, floor=0.1, warm_up=1`` with order 1; DiT
@@ -79,6 +79,11 @@ class SpeCa(PolicySettings):
     def site(self) -> str:
         """The stack in front of the last blocks, and these."""
         return f"blocks[:-{self.last}]+blocks[-{self.last}:]"
+
+    @property
+    def substitute(self) -> str:
+        """A Taylor series of order 2 in the number of the step, of difference quotients, as published for FLUX."""
+        return "taylor:order=2,differences=taylorseer,time=index"
 
     def limit(self, index: int, steps: int) -> float:
         """Return the largest e with which a draft is accepted at a step.
