@@ -5,7 +5,8 @@
 PATH_TO_PUBLISHED holds ``teacache.json``, ``magcache.json`` and ``sencache.json``: numbers copied from the public code
 of the three methods, with their sources and checksums. Every number is checked against its checksum and carried over as
 it was printed. What the policies' settings can express becomes a setting; what they cannot is named in the profile's
-``irregularities``, and nothing is repaired.
+``irregularities``, and nothing is repaired. Settings of other methods, which have no tables, stand in
+``published_methods.py`` and become recommendations.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cachepolicies.profiles import ModelInfo, Polynomial, Profile, PublishedProfile, Recommendation, save_profile
+from published_methods import SETTINGS, PublishedSettings
 
 NAMES = {
     "flux1-dev": "flux.1-dev",
@@ -308,6 +310,21 @@ def add_sencache(draft: Draft, entry: dict[str, Any], paper: str) -> None:
     draft.steps.add(entry["num_inference_steps"])
 
 
+def add_method(draft: Draft, entry: PublishedSettings) -> None:
+    """Add the settings of a method that has no tables."""
+    said = [entry.note, f"substitute: {entry.substitute}" if entry.substitute else None]
+    draft.recommended.append(
+        Recommendation(
+            entry.policy,
+            dict(entry.settings),
+            speedup_stated=entry.speedup,
+            setting=None if entry.steps is None else f"{entry.steps} steps",
+            source=entry.source,
+            note="; ".join(text for text in said if text) or None,
+        )
+    )
+
+
 def recommendation(policy: str, settings: dict[str, Any], row: dict[str, Any], entry: dict[str, Any]) -> Recommendation:
     """Return a row of a source's table of settings."""
     note = "; ".join(text for text in (row.get("label"), row.get("note")) if text)
@@ -347,6 +364,9 @@ def profiles_from(folder: Path) -> dict[str, Profile]:
         add_magcache(draft(entry), entry, mag["paper"])
     for entry in sen["models"]:
         add_sencache(drafts[profile_name(entry)], entry, sen["paper"])
+    for settings in SETTINGS:
+        name = settings.profile
+        add_method(drafts.setdefault(name, Draft(name, settings.class_name)), settings)
     return {name: drafts[name].profile() for name in sorted(drafts)}
 
 
