@@ -112,7 +112,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "engine",
         "engine/check.py",
-        "            if not all(entering[row] for row in rows):",
+        "            if not all(finite[row] for row in rows):",
         "            if False:",
         "a latent that is not finite gets a remembered output",
         ENGINE,

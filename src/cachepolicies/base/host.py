@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 def visible(tensor: Tensor) -> bool:
     """Whether the host can look at the tensor without waiting for a device."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def without_gradient(tensor: Tensor) -> Tensor:

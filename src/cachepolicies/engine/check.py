@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,7 @@ from cachepolicies.contracts.policy import CachePolicy, Decision
 from cachepolicies.contracts.reasons import EngineReason, Reason
 from cachepolicies.contracts.step import Step
 from cachepolicies.engine.call import Call
-from cachepolicies.engine.memory import Key, finite_rows
+from cachepolicies.engine.memory import Key
 from cachepolicies.engine.run import DecisionGroup, Run
 
 
@@ -25,7 +26,7 @@ def decided(policy: CachePolicy, step: Step, state: object) -> Decision:
         PolicyError: it is no decision, has not one entry for each deciding sample, or entries of another type.
     """
     decision = policy.decide(step, state)
-    if _is_sound(decision, step.run.decisions) and (policy.reuses or True not in decision.reuse):
+    if _is_sound(decision, step.run.decisions) and (True not in decision.reuse or policy.reuses):
         if decision.verify:
             _check_verified(policy, decision)
         return decision
@@ -101,10 +102,25 @@ def _is_sound(decision: Any, count: int) -> bool:
     return True
 
 
-def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision) -> Decision:
+def sound(
+    run: Run,
+    group: DecisionGroup,
+    call: Call,
+    key: Key,
+    wanted: Decision,
+    entering: Callable[[], Sequence[bool]],
+) -> Decision:
     """Turn reuse into evaluation where there is nothing sound to reuse, and say why.
 
     No tensor is looked at where the policy wants to evaluate everything.
+
+    Args:
+        run: that the call belongs to.
+        group: what follows the decision.
+        call: that is served.
+        key: branch and place.
+        wanted: what the policy decided.
+        entering: tells for every row of the call's latent whether it is finite.
     """
     gradient = call.x.requires_grad and torch.is_grad_enabled()  # a remembered output has none
     if call.full is not None or gradient:
@@ -117,14 +133,14 @@ def sound(run: Run, group: DecisionGroup, call: Call, key: Key, wanted: Decision
     reuse, reason = list(wanted.reuse), list(wanted.reason)
     if True in reuse:
         run.memory.settle(key)
-        store, entering = run.memory.store(key), finite_rows(call.x)
+        store, finite = run.memory.store(key), entering()
         for d in range(layout.decisions):
             if not reuse[d]:
                 continue
             rows = layout.rows_of(d)
             # A branch that was not called at the reference holds something older: the score is not about that.
             missing = [row for row in rows if store is None or not store.holds(row, group.refreshed[d])]
-            if not all(entering[row] for row in rows):
+            if not all(finite[row] for row in rows):
                 reuse[d], reason[d] = False, EngineReason.NON_FINITE_INPUT
             elif missing:
                 reuse[d], reason[d] = False, run.memory.why_missing(key, missing[0])

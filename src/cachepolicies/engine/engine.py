@@ -21,10 +21,11 @@ from cachepolicies.engine.call import WHOLE, Arrival, Call, Declaration, EngineS
 from cachepolicies.engine.choice import Chosen
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.lifecycle import Request
-from cachepolicies.engine.loop import served_place
-from cachepolicies.engine.memory import Key
+from cachepolicies.engine.loop import carried_out, evaluated, served_place
+from cachepolicies.engine.memory import Key, finite_rows
 from cachepolicies.engine.run import DecisionGroup, Run
 from cachepolicies.engine.trace import CallRecord
+from cachepolicies.engine.turn import Turn
 from cachepolicies.engine.watch import Watch
 from cachepolicies.profiles.schema import Profile
 
@@ -60,6 +61,9 @@ class Engine:
         kept_signals: names of the signals that are kept with each refresh.
         observes_places: whether it decides once a call, and is told what flowed at every place.
         looks_at_input: whether policy or substitute look at what goes into a place.
+        keeps_outputs_only: whether the substitute needs nothing but outputs, and changes no evaluation.
+        recalls: whether what flowed on is kept for the substitute.
+        tells_of_places: whether policy or watch are told what flows on from every place.
     """
 
     policy: CachePolicy
@@ -82,6 +86,9 @@ class Engine:
     observes_places: bool = field(init=False, repr=False)
     kept_signals: frozenset[str] = field(init=False, repr=False)
     looks_at_input: bool = field(init=False, repr=False)
+    keeps_outputs_only: bool = field(init=False, repr=False)
+    recalls: bool = field(init=False, repr=False)
+    tells_of_places: bool = field(init=False, repr=False)
 
     @reuses.default
     def _reuses_of_policy(self) -> bool:
@@ -118,6 +125,20 @@ class Engine:
     @looks_at_input.default
     def _wanted_inputs(self) -> bool:
         return self.policy.needs.input or self.substitute.wants_input
+
+    @keeps_outputs_only.default
+    def _nothing_beside_outputs(self) -> bool:
+        substitute = self.substitute
+        more = substitute.wants_input or substitute.wants_branches or substitute.corrects
+        return not more and not substitute.keeps_signals
+
+    @recalls.default
+    def _wanted_past(self) -> bool:
+        return self.reuses and self.substitute.recalls > 0
+
+    @tells_of_places.default
+    def _who_is_told(self) -> bool:
+        return self.observes_places or self.watch is not None
 
     @property
     def latest(self) -> Engine:
@@ -202,11 +223,19 @@ class ServedCall:
     number: int
     given: Tensor
     version: int
+    _group: DecisionGroup | None = field(default=None, init=False, repr=False)
+    _entering: Sequence[bool] | None = field(default=None, init=False, repr=False)
 
     @property
     def rows_may_part(self) -> bool:
         """Whether some rows of the batch may be evaluated without the others."""
         return self.engine.reuses and self.run.info.decisions > 1
+
+    def entering(self) -> Sequence[bool]:
+        """Return for every row of the latent whether it is finite, as far as the host sees it; once a call."""
+        if self._entering is None:
+            self._entering = finite_rows(self.call.x)
+        return self._entering
 
     def wanted_signals(self, place: str = WHOLE) -> frozenset[str]:
         """Return the names of the signals that will be looked at; not the policy's where it will not be asked."""
@@ -236,6 +265,86 @@ class ServedCall:
         except BaseException:
             self.request.reset()
             raise
+
+    def ask(self, arrival: Arrival) -> Turn:
+        """Decide on a place without serving it yet; `take` or `carry_out` follows, or `fail`.
+
+        Raises:
+            InputError, RunError, NeedsError, PolicyError: as `exchange`.
+        """
+        engine, run, call = self.engine, self.run, self.call
+        key, group = (call.branch, arrival.place), self._group or self.group(arrival.place)
+        wanted = group.follows(call.t, key)
+        led = wanted is None
+        step = self.step(arrival) if led or engine.tells_of_places else None
+        if wanted is None:
+            wanted = check.decided(engine.policy, _told(step), group.state)
+            group.point, group.t, group.served = run.next_point(), call.t, set()
+            group.branch = call.branch
+        # Nothing is cached for a policy that never reuses, and there is nothing to look at.
+        decision = check.sound(run, group, call, key, wanted, self.entering) if engine.reuses else wanted
+        return Turn(arrival, key, group, decision, True not in decision.reuse, step, led)
+
+    def take(self, turn: Turn, output: Tensor) -> Tensor:
+        """Serve a place that is evaluated as a whole with its evaluation; raises as `exchange`.
+
+        Args:
+            turn: what was decided; its ``whole`` is true.
+            output: ``(B, ...)`` the evaluation.
+
+        Returns:
+            ``(B, ...)`` what flows on: the evaluation itself, unless the substitute corrects it.
+        """
+        engine, run, call, decision = self.engine, self.run, self.call, turn.decision
+        output = check.evaluated(output, run.info.layout.rows)
+        if engine.keeps_outputs_only and engine.reuses and call.full is None and not turn.arrival.read_only:
+            run.memory.remember_whole(turn.key, output, call.t, turn.group.point)
+        else:
+            output = evaluated(self, turn, output, None)
+        self.conclude(turn, output)
+        self.request.trace.records.append(
+            CallRecord(
+                call.t,
+                call.branch,
+                (True,) * len(decision.reuse),
+                decision.reason,
+                decision.score,
+                decision.tolerance,
+                turn.led,
+                self.index,
+                True,
+                call=self.number,
+                place=turn.arrival.place,
+            )
+        )
+        return output
+
+    def conclude(self, turn: Turn, output: Tensor) -> None:
+        """Tell the policy, and who looks on, what flows on from a place that was served."""
+        engine, group, decision, step = self.engine, turn.group, turn.decision, turn.step
+        if turn.led:
+            group.conclude(decision, engine.policy.observe(_told(step), decision, output, group.state))
+        group.served.add(turn.key)
+        if engine.recalls and self.call.full is None:
+            self.run.memory.note_passed(turn.key, self.call.t, output)
+        if not engine.tells_of_places:
+            return
+        if engine.observes_places and group.branch == self.call.branch:
+            group.state = engine.policy.observe_place(_told(step), turn.arrival.place, decision, output, group.state)
+        if engine.watch is not None:
+            engine.watch.served(_told(step), decision, output)
+
+    def carry_out(self, turn: Turn) -> Exchange:
+        """Serve a place that was decided on; as `exchange`."""
+        try:
+            return (yield from carried_out(self, turn))
+        except BaseException:
+            self.fail()
+            raise
+
+    def fail(self) -> None:
+        """Forget the run: serving a place has failed."""
+        self.request.reset()
 
     def serve(self, arrival: Arrival, evaluate: Evaluate) -> Tensor:
         """Serve one place with a function that evaluates it; raises as `exchange`.
@@ -343,6 +452,8 @@ class ServedCall:
         if found is None:
             info = self.run.info
             found = self.run.groups[key] = DecisionGroup(self.engine.policy.start(info), [-1] * info.decisions)
+        if not self.engine.by_place:
+            self._group = found
         return found
 
     def step(self, arrival: Arrival) -> Step:
@@ -378,3 +489,8 @@ class ServedCall:
             self.run.info.timesteps,
             *self.run.memory.passed(self.key(arrival.place)),
         )
+
+
+def _told(step: Step | None) -> Step:
+    assert step is not None  # it is made where somebody is told
+    return step

@@ -5,6 +5,10 @@ Form the step, ask the policy, evaluate or substitute, tell the policy, record.
 It is written as *reverse communication*: a generator that yields what it wants to have evaluated and is sent the
 result. It cannot call a function instead: a place inside the network is reached in the middle of the model's own
 forward, and what is asked for arrives only when that has run on.
+
+Where a place is a module, and all of it is to be evaluated, a site with many of them does without the generator: it
+asks (`ServedCall.ask`), runs the module, and hands over what that returned (`ServedCall.take`). The generator is made
+of the same two.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ from torch import Tensor
 from cachepolicies.base.errors import InputError
 from cachepolicies.base.host import index_on
 from cachepolicies.base.layout import Layout
-from cachepolicies.contracts.policy import Decision
 from cachepolicies.engine import check
 from cachepolicies.engine.audit import audited, verified
 from cachepolicies.engine.call import EVERY_ROW, Arrival, EvaluationRequest, Exchange
@@ -26,6 +29,7 @@ from cachepolicies.engine.correct import corrected
 from cachepolicies.engine.memory import Evaluated
 from cachepolicies.engine.record import record
 from cachepolicies.engine.stand_in import StandIn, stand_in
+from cachepolicies.engine.turn import Turn
 
 if TYPE_CHECKING:
     from cachepolicies.engine.engine import ServedCall
@@ -33,43 +37,37 @@ if TYPE_CHECKING:
 
 def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     """Serve one place of a call; see `ServedCall.exchange`."""
-    policy, run, call = served.engine.policy, served.run, served.call
-    key, group = served.key(arrival.place), served.group(arrival.place)
-    step = served.step(arrival)
-    followed = group.follows(call.t, key)
-    wanted = followed or check.decided(policy, step, group.state)
-    if followed is None:
-        group.point, group.t, group.served = run.next_point(), call.t, set()
-        group.branch = call.branch
-    # Nothing is cached for a policy that never reuses, and there is nothing to look at.
-    decision = check.sound(run, group, call, key, wanted) if served.engine.reuses else wanted
-    answer = yield from _carried_out(served, arrival, group.point, decision)
-    if followed is None:
-        group.conclude(decision, policy.observe(step, decision, answer.output, group.state))
-    group.served.add(key)
-    if served.engine.reuses and call.full is None:
-        run.memory.note_passed(key, call.t, answer.output)
-    if served.engine.observes_places and group.branch == call.branch:
-        group.state = policy.observe_place(step, arrival.place, decision, answer.output, group.state)
-    if served.engine.watch is not None:
-        served.engine.watch.served(step, decision, answer.output)
-    computed = None
-    if served.verifies(arrival.place, decision):
-        computed = yield from verified(step, decision, answer.output)
-        group.state = policy.verify(step, arrival.place, answer.output, computed, group.state)
-    fraction, audit = served.engine.settings.audit, None
-    if fraction:
-        audit = yield from audited(fraction, served.request.draw, step, decision, answer.output, computed)
+    return (yield from carried_out(served, served.ask(arrival)))
+
+
+def carried_out(served: ServedCall, turn: Turn) -> Exchange:
+    """Carry out what was decided on a place."""
+    if turn.whole:
+        return served.take(turn, (yield EVERY_ROW))
+    decision = turn.decision
+    answer = yield from _substituted(served, turn)
+    served.conclude(turn, answer.output)
+    fraction, audit, computed = served.engine.settings.audit, None, None
+    verifies = served.verifies(turn.arrival.place, decision)
+    if verifies or fraction:
+        step = served.step(turn.arrival) if turn.step is None else turn.step
+        if verifies:
+            computed = yield from verified(step, decision, answer.output)
+            group, place = turn.group, turn.arrival.place
+            group.state = served.engine.policy.verify(step, place, answer.output, computed, group.state)
+        if fraction:
+            audit = yield from audited(fraction, served.request.draw, step, decision, answer.output, computed)
     served.request.trace.records.append(
         record(
-            step,
+            served.call,
             decision,
             answer,
+            layout=served.run.info.layout,
+            index=served.index,
             number=served.number,
-            place=arrival.place,
-            branch=call.branch,
-            led=followed is None,
-            share=served.engine.shares.get(arrival.place),
+            place=turn.arrival.place,
+            led=turn.led,
+            share=served.engine.shares.get(turn.arrival.place),
             audit=audit,
             verified=computed is not None,
         )
@@ -77,15 +75,9 @@ def served_place(served: ServedCall, arrival: Arrival) -> Exchange:
     return answer.output
 
 
-def _carried_out(
-    served: ServedCall, arrival: Arrival, point: int, decision: Decision
-) -> Generator[EvaluationRequest, Tensor, StandIn]:
+def _substituted(served: ServedCall, turn: Turn) -> Generator[EvaluationRequest, Tensor, StandIn]:
     """Evaluate the rows that are to be evaluated, and put the substitute in the place of the others."""
-    layout = served.run.info.layout
-    if not any(decision.reuse):
-        output = check.evaluated((yield EVERY_ROW), layout.rows)
-        return StandIn(_evaluated(served, arrival, point, output, None))
-    key = served.key(arrival.place)
+    layout, arrival, decision, key = served.run.info.layout, turn.arrival, turn.decision, turn.key
     store = served.run.memory.held(key)
     rows = layout.select([not reuse for reuse in decision.reuse])
     fresh: Tensor | None = None
@@ -104,7 +96,7 @@ def _carried_out(
                 f"{tuple(output.shape)} {output.dtype} before; use per_sample=False if its output depends on the "
                 "size of the batch"
             )
-        handed_on = _evaluated(served, arrival, point, fresh, rows)
+        handed_on = evaluated(served, turn, fresh, rows)
         output = output.index_copy(0, index_on(rows, output.device), handed_on)
     if answer.clipped is not None:
         store.note_clipped(answer.clipped, rows)
@@ -132,26 +124,26 @@ def _other_branches(served: ServedCall, arrival: Arrival, fresh: Tensor, rows: l
     return {**others, **(layout.by_copy(fresh) if rows is None else _evaluated_copies(layout, fresh, rows))}
 
 
-def _evaluated(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> Tensor:
+def evaluated(served: ServedCall, turn: Turn, fresh: Tensor, rows: list[int] | None) -> Tensor:
     """Remember an evaluation and return what flows on: itself, unless the substitute corrects it."""
-    substitute, memory, key = served.engine.substitute, served.run.memory, served.key(arrival.place)
+    substitute, memory, key = served.engine.substitute, served.run.memory, turn.key
     before = memory.store(key)
     clipped = None if before is None else before.clipped
-    _remember(served, arrival, point, fresh, rows)
+    _remember(served, turn, fresh, rows)
     if not substitute.corrects or before is None:
         return fresh
-    return corrected(substitute, served.context(arrival), memory.held(key).history, clipped, fresh, rows)
+    return corrected(substitute, served.context(turn.arrival), memory.held(key).history, clipped, fresh, rows)
 
 
-def _remember(served: ServedCall, arrival: Arrival, point: int, fresh: Tensor, rows: list[int] | None) -> None:
+def _remember(served: ServedCall, turn: Turn, fresh: Tensor, rows: list[int] | None) -> None:
     if not served.engine.reuses or served.call.full is not None:
         return
-    key, memory = served.key(arrival.place), served.run.memory
+    arrival, key, memory = turn.arrival, turn.key, served.run.memory
     entered = arrival.input if served.engine.substitute.wants_input else None
     signals = {name: arrival.signals[name] for name in served.engine.kept_signals}
     # Where samples part, rows of what is kept are written on later, and a policy may hold it.
     owned = arrival.read_only and rows is None and served.run.info.decisions == 1
     branches = _other_branches(served, arrival, fresh, rows)
-    memory.remember(Evaluated(key, served.call.t, point, fresh, rows, entered, owned, signals, branches))
+    memory.remember(Evaluated(key, served.call.t, turn.group.point, fresh, rows, entered, owned, signals, branches))
     if rows is None:
         memory.note_present(key, served.call.t, fresh)

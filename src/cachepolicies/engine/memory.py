@@ -134,9 +134,7 @@ class Memory:
         return {name: output for name, output in outputs.items() if name != branch} if level == t else {}
 
     def note_passed(self, key: Key, t: float, output: Tensor) -> None:
-        """Keep what flowed on from a place, if the substitute recalls it."""
-        if not self.substitute.recalls:
-            return
+        """Keep what flowed on from a place, for a substitute that recalls it."""
         before = self._passed.get(key, _Passed())
         levels, values = before.levels, before.values
         if values and (values[0].shape, values[0].dtype, values[0].device) != (
@@ -180,6 +178,21 @@ class Memory:
                 if not math.isfinite(peak) and store.holds(row, item.point):
                     self._forget(item.key, row, EngineReason.NON_FINITE_OUTPUT, item.t)
         return values[: len(tensors)]
+
+    def remember_whole(self, key: Key, output: Tensor, t: float, point: int) -> None:
+        """Store an evaluation of all rows with nothing beside it, as `remember` would, by the shortest way.
+
+        Args:
+            key: branch and place.
+            output: ``(B, ...)``; copied.
+            t: noise level of the evaluation.
+            point: serial number of the decision it belongs to.
+        """
+        store = self._stores.get(key)
+        if store is None or not visible(output) or torch.is_inference_mode_enabled():
+            self.remember(Evaluated(key, t, point, output, None, None))
+        else:
+            store.push_whole(output, t, point, self.batch, unseen=True)
 
     def remember(self, done: Evaluated) -> None:
         """Store an evaluation. Whether it is finite is looked at no earlier than something is to be reused.

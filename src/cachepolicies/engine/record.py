@@ -9,64 +9,52 @@ from torch import Tensor
 from cachepolicies.base.host import visible
 from cachepolicies.base.layout import Layout
 from cachepolicies.contracts.policy import Decision
-from cachepolicies.contracts.step import Step
+from cachepolicies.engine.call import Call
 from cachepolicies.engine.stand_in import StandIn
 from cachepolicies.engine.trace import AuditRecord, CallRecord, Clipped
 
 
 def record(
-    step: Step,
+    call: Call,
     decision: Decision,
     served: StandIn,
     *,
+    layout: Layout,
+    index: int | None,
     number: int,
     place: str,
-    branch: str,
     led: bool,
     share: float | None,
     audit: AuditRecord | None,
     verified: bool = False,
 ) -> CallRecord:
-    """Return the entry of one place of one call.
+    """Return the entry of one place of one call at which something was reused.
 
     Args:
-        step: what the policy was told.
+        call: that was served.
         decision: as carried out.
         served: what was handed on.
+        layout: rows of the batch and the decisions they follow.
+        index: step of the run that the call lies in, or ``None``.
         number: of the call in its run.
         place: of the site.
-        branch: that was called.
         led: whether the decision was taken here, and not at another branch or place.
         share: of the uncached work of a call that a reuse of this place skips; ``None`` where it is not known.
         audit: if there was one.
         verified: whether what was reused was computed all the same.
     """
-    layout, reuse = step.run.layout, decision.reuse
-    if True not in reuse:
-        return CallRecord(
-            step.t,
-            branch,
-            (True,) * len(reuse),
-            decision.reason,
-            decision.score,
-            decision.tolerance,
-            led,
-            step.index,
-            True,
-            call=number,
-            place=place,
-        )
+    reuse = decision.reuse
     evaluated = tuple(not kept for kept in reuse)
     order = served.order
     return CallRecord(
-        t=step.t,
-        branch=branch,
+        t=call.t,
+        branch=call.branch,
         evaluated=evaluated,
         reason=decision.reason,
         score=decision.score,
         tolerance=decision.tolerance,
         led=led,
-        index=step.index,
+        index=index,
         model_called=any(evaluated),
         audit=audit,
         order=None if order is None else _order_of_decisions(layout, reuse, order),

@@ -53,6 +53,8 @@ def stand_in(substitute: Substitute, context: Context, store: Store, *, read_onl
         output, clipped = clip(output, newest, store.sizes, substitute.guard)
     if read_only:
         return StandIn(output, order, clipped)
+    if output is newest:
+        return StandIn(output.clone(), order, clipped)
     owned = {
         kept.untyped_storage().data_ptr()
         for refresh in history

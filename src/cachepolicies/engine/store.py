@@ -118,20 +118,19 @@ class Store:
             owned: whether an output of all rows can be kept as it is, not copied.
             unseen: whether it is still to be looked at whether an output of all rows is finite.
         """
+        if rows is None and not beside:
+            self.push_whole(output, t, point, batch, owned=owned, unseen=unseen)
+            return
         output = without_gradient(output)
         beside = {name: without_gradient(value) for name, value in beside.items()} if beside else {}
         if self.clipped is not None:
             index = None if rows is None else index_on(rows, self.clipped.device)
             self.clipped = None if index is None else self.clipped.index_fill(0, index, False)
         if rows is None:
-            self._start_over_if_different(output)
-            self._measure(output, None, batch)
+            self.push_whole(output, t, point, batch, owned=owned, unseen=unseen)
+            newest = self._refreshes[0]
             kept = {name: value.clone() for name, value in beside.items()}
-            own = output if owned else output.clone()
-            fresh = _refresh(own, [t] * batch, [True] * batch, [point] * batch, kept)
-            self._refreshes = [fresh, *self._refreshes][: self._capacity]
-            if unseen:
-                self._unseen = min(self._unseen + 1, self._capacity)
+            newest.input, newest.signals = kept.pop(INPUT, None), kept
             return
         if not self._refreshes:
             self._refreshes = [_blank(output, beside, batch)]
@@ -153,6 +152,23 @@ class Store:
         for row in rows:
             newest.t[row], newest.filled[row], newest.point[row] = t, True, point
 
+    def push_whole(
+        self, output: Tensor, t: float, point: int, batch: int, *, owned: bool = False, unseen: bool = False
+    ) -> None:
+        """Remember an evaluation of all rows with nothing beside it; see `push`."""
+        if output.requires_grad:
+            output = output.detach()
+        self.clipped = None
+        if self._refreshes:
+            self._start_over_if_different(output)
+        if self._sized:
+            self._measure(output, None, batch)
+        own = output if owned else output.clone()
+        fresh = Refresh(own, [t] * batch, [True] * batch, [point] * batch)
+        self._refreshes = [fresh, *self._refreshes[: self._capacity - 1]]
+        if unseen and self._unseen < self._capacity:
+            self._unseen += 1
+
     def note_clipped(self, clipped: Tensor, evaluated: Sequence[int]) -> None:
         """Note the rows ``(B,)`` bool in which the guard held an output back, but for those that were evaluated."""
         if evaluated:
@@ -170,10 +186,9 @@ class Store:
 
     def _start_over_if_different(self, output: Tensor) -> None:
         """Forget what an output of all rows cannot be combined with: a model may change its dtype or shape."""
-        if self._refreshes:
-            kept = self._refreshes[0].output
-            if (kept.shape, kept.dtype, kept.device) != (output.shape, output.dtype, output.device):
-                self._refreshes, self._sizes, self._unseen = [], None, 0
+        kept = self._refreshes[0].output
+        if kept.shape != output.shape or kept.dtype != output.dtype or kept.device != output.device:
+            self._refreshes, self._sizes, self._unseen = [], None, 0
 
     def _with_all_branches(self, beside: Mapping[str, Tensor], output: Tensor, batch: int) -> dict[str, Tensor]:
         """Return what is kept with the rows of an output such that it and every refresh have the same branches.

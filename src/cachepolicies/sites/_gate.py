@@ -23,6 +23,9 @@ _HANDLERS = "_cachepolicies_gates"
 
 _exchanging = threading.Lock()
 
+_exchange_class = object.__setattr__
+"""Sets ``__class__`` as `nn.Module`, which looks for parameters first, would in the end."""
+
 _here = threading.local()
 """Its ``thread`` is the identity of this thread, once it has placed a gate. ``torch.compile`` can read it, and guards
 on it; a call of ``threading.get_ident`` would break the graph, in every block."""
@@ -91,16 +94,34 @@ class Gates:
         Raises:
             RunError: a module has a gate of this thread already: two sites work on one model at the same time.
         """
+        thread, placed = self._thread, self._placed
         with _exchanging:
-            for module, handler in handlers.items():
-                _place(module, handler, self._thread)
-                self._placed.append(module)
+            for module, handler in handlers.items():  # many, at every call
+                own: Any = module.__dict__.get(_HANDLERS)
+                if own is None:
+                    module.__dict__[_HANDLERS] = {thread: handler}
+                    kind: Any = type(module)
+                    _exchange_class(module, "__class__", kind.__dict__.get(_MADE) or _gated(kind))
+                elif thread in own:
+                    raise RunError(
+                        f"a {type(module).__name__} of this model is inside another cached call; use one cache on a "
+                        "model at a time"
+                    )
+                else:
+                    own[thread] = handler
+                placed.append(module)
 
     def close(self) -> None:
         """Take them off."""
+        thread = self._thread
         with _exchanging:
             for module in self._placed:
-                _take_off(module, self._thread)
+                own: Any = module.__dict__[_HANDLERS]
+                del own[thread]
+                if not own:
+                    gated: Any = type(module)
+                    _exchange_class(module, "__class__", gated.ungated)
+                    del module.__dict__[_HANDLERS]
             self._placed = []
 
 
@@ -113,25 +134,3 @@ def gates(handlers: Mapping[nn.Module, Handler]) -> Iterator[None]:
         yield
     finally:
         placed.close()
-
-
-def _place(module: nn.Module, handler: Handler, thread: int) -> None:
-    own: Any = module.__dict__.get(_HANDLERS)
-    if own is None:
-        module.__dict__[_HANDLERS] = {thread: handler}
-        kind: Any = type(module)
-        object.__setattr__(module, "__class__", _gated(kind))
-        return
-    if thread in own:
-        raise RunError(
-            f"a {type(module).__name__} of this model is inside another cached call; use one cache on a model at a time"
-        )
-    own[thread] = handler
-
-
-def _take_off(module: nn.Module, thread: int) -> None:
-    own = module.__dict__[_HANDLERS]
-    del own[thread]
-    if not own:
-        object.__setattr__(module, "__class__", type(module).ungated)  # type: ignore[attr-defined]  # gated above
-        del module.__dict__[_HANDLERS]

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
+
 from cachepolicies.base.foreign import frame_evaluation
 from cachepolicies.base.host import outside_graphs
 
@@ -20,6 +22,8 @@ Resume = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 _around = threading.local()
+
+_set_eval_frame = frame_evaluation()
 
 
 def compiling_around() -> bool:
@@ -65,6 +69,14 @@ class ServedApart(ABC):
     """A gate whose own work ``torch.compile`` leaves to Python."""
 
     def __call__(self, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The compiler takes the first way always, and cuts its graph there. A plain model's gates, of which there are
+        # many, are served at once.
+        if torch.compiler.is_dynamo_compiling():
+            return _apart(self, proceed, args, kwargs)
+        compiler = _set_eval_frame(None)
+        if compiler is None:
+            return self.serve(_as_it_is, proceed, args, kwargs)
+        _set_eval_frame(compiler)
         return _apart(self, proceed, args, kwargs)
 
     @abstractmethod

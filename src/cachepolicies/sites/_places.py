@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -48,6 +48,13 @@ class Underway:
     def work(self) -> int:
         """FLOPs of the call so far, 0 where they are not counted."""
         return 0 if self.counter is None else self.counter.total
+
+    def counting(self, place: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run a place, and note what it does."""
+        before = self.work
+        output = run(*args, **kwargs)
+        self.note_work(place, before)
+        return output
 
     def note_work(self, place: str, before: int) -> None:
         """Note that a place has done what was done since ``before``."""
@@ -194,8 +201,11 @@ class PlacesSite(ResolvedSite, Generic[U]):
             yield
         if not counter.whole:
             self._countable = False
-        elif counter.total and now.counted.keys() >= now.reached:
-            self._shares.update({place: counted / counter.total for place, counted in now.counted.items()})
+        elif now.counted.keys() >= now.reached:
+            if counter.total:
+                self._shares.update({place: counted / counter.total for place, counted in now.counted.items()})
+            else:  # nothing that counts: asking again at every call would cost more than the call
+                self._countable = False
 
 
 def check_some(places: Mapping[str, Any], name: str, network: nn.Module) -> None:

@@ -7,6 +7,8 @@ together, so that a forward is never broken off: at each module in turn the engi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from cachepolicies.contracts.signal import Signal
 from cachepolicies.engine.call import Arrival
 from cachepolicies.engine.engine import ServedCall
 from cachepolicies.engine.invocation import Invocation
+from cachepolicies.engine.turn import Turn
 from cachepolicies.sites._gate import Handler
 from cachepolicies.sites._graphs import GateOfSite, Resume
 from cachepolicies.sites._places import PlacesSite, Underway, check_some
@@ -35,10 +38,13 @@ class OutputTensors:
     Attributes:
         form: the output with empty tensors.
         shapes: of its tensors, with the number of copies of the caller's batch in the place of the batch.
+        alone: shape of an output that is one tensor and nothing else, with the caller's batch once; ``None`` for any
+            other.
     """
 
     form: Any
     shapes: tuple[tuple[int, ...], ...]
+    alone: torch.Size | None = None
 
     @classmethod
     def taken(cls, output: Any, rows: int, module: str) -> tuple[OutputTensors, Tensor]:
@@ -53,10 +59,13 @@ class OutputTensors:
         what = f"the output of {module!r}"
         form = replace_tensors(output, [tensor.new_empty(0) for tensor in tensors])
         shapes = tuple((copies_of(tensor, rows, what), *tensor.shape[1:]) for tensor in tensors)
-        return cls(form, shapes), pack(tensors, rows, what)
+        packed = pack(tensors, rows, what)
+        return cls(form, shapes, output.shape if type(output) is Tensor and packed is output else None), packed
 
     def filled(self, packed: Tensor, rows: int) -> Any:
         """Return an output of the same form with these tensors."""
+        if self.alone == packed.shape:
+            return packed
         like = [torch.empty((copies * rows, *rest), dtype=packed.dtype, device="meta") for copies, *rest in self.shapes]
         return replace_tensors(self.form, unpack(packed, like, rows))
 
@@ -106,9 +115,10 @@ class ModulesSite(PlacesSite[Underway]):
         self._modules = dict(modules)
         self._kinds = dict(kinds or {})
         self.find = find
-        self._note_whereabouts()
+        self._note_modules()
 
-    def _note_whereabouts(self) -> None:
+    def _note_modules(self) -> None:
+        self._arrivals = {place: Arrival(place) for place in self._modules}
         paths = () if self.find is None else (place.partition(AGAIN)[0] for place in self._modules)
         self._whereabouts = Whereabouts(self.network, paths)
 
@@ -116,7 +126,7 @@ class ModulesSite(PlacesSite[Underway]):
         """Find the modules at their paths."""
         if self.find is not None:
             self._modules = dict(self.find())
-            self._note_whereabouts()
+            self._note_modules()
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -158,7 +168,7 @@ class ModulesSite(PlacesSite[Underway]):
         Raises:
             RunError: the module was called more often in this call than it has places.
         """
-        now = self.now
+        now = self._underway[get_ident()]
         number = now.calls[module] = now.calls.get(module, 0) + 1
         place = places.get(number)
         if place is None:
@@ -172,27 +182,50 @@ class ModulesSite(PlacesSite[Underway]):
                 f"{first + AGAIN + str(number)!r} would be its next"
             )
         now.reached.add(place)
-        given = first_tensor(args, kwargs, now.rows, place) if now.served.engine.looks_at_input else None
-        exchange = now.served.exchange(Arrival(place, given, self.read_signals(now, place)))
-        output, fresh = None, None
+        served, engine = now.served, now.served.engine
+        if engine.looks_at_input or engine.signals:
+            given = first_tensor(args, kwargs, now.rows, place) if engine.looks_at_input else None
+            arrival = Arrival(place, given, self.read_signals(now, place))
+        else:
+            arrival = self._arrivals[place]
+        try:
+            turn = served.ask(arrival)
+            if turn.whole:
+                returned = run(*args, **kwargs) if now.counter is None else now.counting(place, run, args, kwargs)
+                fresh = _packed(served, turn, returned, now.rows)
+                flows = served.take(turn, fresh)
+                if flows is fresh or not self.replaces_evaluations:
+                    return returned
+                return served.kept(place).filled(flows, now.rows)
+        except BaseException:
+            served.fail()
+            raise
+        return self._carried_out(now, turn, partial(now.counting, place, run, args, kwargs))
+
+    def _carried_out(self, now: Underway, turn: Turn, evaluate: Callable[[], Any]) -> Any:
+        """Serve a place where something is reused."""
+        place, exchange = turn.arrival.place, now.served.carry_out(turn)
+        fresh: Tensor | None = None
         try:
             while True:
                 try:
-                    wanted = next(exchange) if fresh is None else exchange.send(fresh)
+                    _ = next(exchange) if fresh is None else exchange.send(fresh)
                 except StopIteration as done:
-                    if output is not None and (done.value is fresh or not self.replaces_evaluations):
-                        return output
-                    form = now.served.kept(place)
-                    return form.filled(done.value, now.rows)
-                before = now.work
-                returned = run(*args, **kwargs)
-                now.note_work(place, before)
-                form, fresh = OutputTensors.taken(returned, now.rows, place)
-                if not wanted.audit:
-                    output = returned
-                    now.served.keep(place, form)
+                    return now.served.kept(place).filled(done.value, now.rows)
+                _, fresh = OutputTensors.taken(evaluate(), now.rows, place)  # of an audit
         finally:
             exchange.close()
+
+
+def _packed(served: ServedCall, turn: Turn, output: Any, rows: int) -> Tensor:
+    """Return the tensors of a module's output as one, ``(rows, ...)``, and keep the form where it is another."""
+    form: OutputTensors | None = served.run.kept.get(turn.key)
+    if form is not None and type(output) is Tensor and form.alone == output.shape:
+        return output
+    place = turn.arrival.place
+    form, packed = OutputTensors.taken(output, rows, place)
+    served.keep(place, form)
+    return packed
 
 
 class _Around(GateOfSite):
@@ -204,4 +237,5 @@ class _Around(GateOfSite):
 
     def serve(self, resume: Resume, proceed: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Let the site decide."""
-        return self.site.around(self.module, self.places, resume(proceed), args, kwargs)
+        site: Any = self._site()
+        return site.around(self.module, self.places, resume(proceed), args, kwargs)
