@@ -99,6 +99,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/speedup.py
 	$(BIN)/python bench/inplace.py
 	$(BIN)/python bench/added.py
+	$(BIN)/python bench/places.py
 
 bench-budgets: $(INSTALLED)
 	$(BIN)/python bench/budgets.py

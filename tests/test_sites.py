@@ -821,6 +821,47 @@ def test_what_a_reuse_skips_is_measured_once_for_a_network_however_often_it_is_w
     assert shares[2] < 0.5
 
 
+class WritesOn(nn.Module):
+    """Adds to what its modules return, in place; nothing in it counts as work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Hardtanh(-9.0, 9.0) for _ in range(3))
+
+    def forward(self, x: Tensor, t: Any) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+            x += 1.0
+        return x
+
+
+def test_work_is_not_measured_anew_at_every_call_where_nothing_counts(monkeypatch):
+    entered = []
+    real = flops.CountedFlops.__enter__
+
+    def enter(self):
+        entered.append(self)
+        return real(self)
+
+    monkeypatch.setattr(flops.CountedFlops, "__enter__", enter)
+    cached = CachedDenoiser(WritesOn(), Scripted(), site="layers.*")
+    run_points(cached)
+    assert len(entered) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_places_returned_is_remembered_as_it_was_before_the_network_wrote_on_it(mode):
+    cached = CachedDenoiser(WritesOn(), Scripted({0.25: True}), site="layers.*")
+    with mode():
+        first, second = run_points(cached)
+        again = run_points(cached)
+    x = points()[0][0]
+    torch.testing.assert_close(first, x + 3.0)
+    assert torch.equal(second, first)  # the last module's output at the first point, and 1
+    assert all(torch.equal(a, b) for a, b in zip(again, (first, second), strict=True))
+    assert [record.evaluated for record in cached.trace.records] == [(True,)] * 3 + [(False,)] * 3
+
+
 # --- finite rows -----------------------------------------------------------------------------------------------------
 
 

@@ -143,9 +143,9 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "engine",
-        "engine/loop.py",
-        "owned = arrival.read_only and rows is None and served.run.info.decisions == 1",
-        "owned = rows is None",
+        "engine/store.py",
+        "own = output if owned else output.clone()",
+        "own = output",
         "what the model returned is remembered without a copy",
         (*ENGINE, *PLACES),
     ),
