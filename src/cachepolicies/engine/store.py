@@ -130,7 +130,7 @@ class Store:
             self.push_whole(output, t, point, batch, owned=owned, unseen=unseen)
             newest = self._refreshes[0]
             kept = {name: value.clone() for name, value in beside.items()}
-            newest.input, newest.signals = kept.pop(INPUT, None), kept
+            self._refreshes[0] = _refresh(newest.output, newest.t, newest.filled, newest.point, kept)
             return
         if not self._refreshes:
             self._refreshes = [_blank(output, beside, batch)]
