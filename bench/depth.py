@@ -36,7 +36,7 @@ SITES = {
     "video_dit_twin": "attention+mlp",
 }
 WORK = (0.26, 0.34, 0.44, 0.62)
-CALIBRATION = range(1000, 1006)
+CALIBRATION = range(1000, 1012)
 REPORTED = range(3000, 3008)
 
 
@@ -45,6 +45,7 @@ class Row:
     """One twin at one budget; PSNR in dB against the uncached samples, the mean over the seeds reported on.
 
     ``calls`` of the network and the ``computed`` part of the places in them; ``gained`` on the calibration samples;
+    ``best_deep`` is that of the best plan with parts of calls that was sampled;
     ``bound_gap`` between the prediction and the smallest possible one, relative.
     """
 
@@ -55,6 +56,7 @@ class Row:
     calls: int
     computed: float
     gained: float
+    best_deep: float
     bound_gap: float
     steps_alone: float
     step_and_depth: float
@@ -119,6 +121,7 @@ def measured(model: str, wanted: Sequence[float]) -> list[Row]:
                 len(plan.calls),
                 round(computed, 4),
                 round(plan.gained, 3),
+                round(max(plan.gains, default=math.nan), 3),
                 round(1 - plan.bound / plan.predicted, 6),
                 round(seen[0], 3),
                 round(seen[1], 3),

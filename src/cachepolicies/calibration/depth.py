@@ -96,10 +96,9 @@ def plan_depth(
     tried = _tried(made, profile, model, found, samples, progress, console)
     gains = [each - tried[0] for each in tried]
     surely = [float(g.mean()) - 2.0 * float(g.std(ddof=1)) / math.sqrt(len(g)) for g in gains[1:]]
-    if not surely or max(surely) <= 0:
-        return made[0]
-    best = 1 + int(np.argmax(surely))
-    return evolve(made[best], gained=float(gains[best].mean()))
+    means = tuple(float(gain.mean()) for gain in gains)
+    best = 1 + int(np.argmax(surely)) if surely and max(surely) > 0 else 0
+    return evolve(made[best], gained=means[best], gains=means[1:])
 
 
 def _record(

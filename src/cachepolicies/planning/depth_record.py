@@ -79,8 +79,9 @@ class DepthPlan:
         predicted: RMS error of the sample that is predicted: of skipped calls as for a plan in steps alone, of places
             as if all their errors pointed the same way.
         bound: the smallest that any plan with these calls and at most this work could have had, by the same prediction.
-        gained: what it gave beyond the plan in steps alone on the calibration samples that chose it, dB; 0 for that
-            plan itself.
+        gained: what it gave beyond the plan in steps alone on the calibration samples that chose it, the mean in dB; 0
+            for that plan itself.
+        gains: the same of every plan in step and depth that was sampled, the one with the least predicted error first.
         versions: distribution name to version.
         created: UTC time in ISO 8601; left out of comparisons.
         version: of the format.
@@ -100,6 +101,7 @@ class DepthPlan:
     predicted: float
     bound: float
     gained: float = 0.0
+    gains: tuple[float, ...] = field(default=(), converter=floats, repr=False)
     versions: Mapping[str, str] = field(factory=dict, converter=as_dict, hash=False, repr=False)
     created: str = field(default="", eq=False, repr=False)
     version: int = 1
