@@ -133,6 +133,10 @@ def test_the_kind_of_a_place_is_known_to_a_policy():
     [
         ("temporal_attention", r"names no such modules in its blocks \(it names: cross_attention, mlp, spatial_att"),
         ("blocks.*.attention", r"no module of WanTransformer3DModel has such a path; it has .*blocks\.\*\.attn1"),
+        (
+            "blocks.*.attn1+blocks.*.attn1.to_q",
+            r"its place 'blocks.0.attn1.to_q' is inside of its place 'blocks.0.attn1'",
+        ),
         ("mlp+blocks.*.ffn", r"two of its parts have 'blocks\.0\.ffn' in common"),
         ("mlp+output", "'output' cannot be joined with the others"),
         ("mlp+", "site is ''"),

@@ -216,3 +216,18 @@ def check_some(places: Mapping[str, Any], name: str, network: nn.Module) -> None
     """
     if not places:
         raise SettingsError(f"site {name!r} has no place in this {type(network).__name__}: no module was chosen")
+
+
+def check_apart(modules: Mapping[str, nn.Module], name: str) -> None:
+    """Refuse a site of which one module is inside another: what it does would be skipped, and counted, twice.
+
+    Raises:
+        SettingsError: one is.
+    """
+    places = {module: place for place, module in modules.items()}
+    for place, module in modules.items():
+        inside = next((places[below] for below in module.modules() if below is not module and below in places), None)
+        if inside is not None:
+            raise SettingsError(
+                f"site {name!r}: its place {inside!r} is inside of its place {place!r}; choose one of the two"
+            )

@@ -23,7 +23,7 @@ from cachepolicies.engine.invocation import Invocation
 from cachepolicies.engine.turn import Turn
 from cachepolicies.sites._gate import Handler
 from cachepolicies.sites._graphs import GateOfSite, Resume
-from cachepolicies.sites._places import PlacesSite, Underway, check_some
+from cachepolicies.sites._places import PlacesSite, Underway, check_apart, check_some
 from cachepolicies.sites._rows import by_sample, copies_of, pack, replace_tensors, tensors_in, unpack
 from cachepolicies.sites._whereabouts import Whereabouts
 
@@ -108,9 +108,10 @@ class ModulesSite(PlacesSite[Underway]):
                 has wrapped some, or others were exchanged.
 
         Raises:
-            SettingsError: there is none.
+            SettingsError: there is none, or one is inside another.
         """
         check_some(modules, name, network)
+        check_apart(modules, name)
         super().__init__(name, network, signals)
         self._modules = dict(modules)
         self._kinds = dict(kinds or {})
