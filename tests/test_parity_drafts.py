@@ -21,7 +21,7 @@ import cachepolicies
 from cachepolicies import CachedDenoiser
 from cachepolicies.reference.video_dit import load_video_dit
 from cachepolicies.testing import registered
-from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, FoCa, FoCaCache, FreqCa, plugin
+from cachepolicies_drafts import Aligned, DBCache, DiCache, FirstBlock, FoCa, FoCaCache, FreqCa, MeanCache, plugin
 from enabled_pipelines import one_thread  # noqa: F401  # a fixture
 from more_pipelines import MORE
 from stack_by_hand import ByHand, blocks_of, calls_of
@@ -347,3 +347,68 @@ def test_every_method_serves_real_pipelines(method, key):
     if something.site == "blocks":  # the others run the first block at every step
         assert len(counted) == sum(all(record.evaluated) for record in trace.records) < len(trace.records)
     assert torch.equal(sampled(key, pipe), bare)
+
+
+PLAN, WINDOWS = (0, 1, 3, 6, 11), (1, 2, 2, 3, 1)
+"""Steps that MeanCache computes, and how many it looks back from those behind each."""
+
+
+@contextlib.contextmanager
+def guided_velocities_by_hand(pipe: Any) -> Iterator[None]:
+    """Have the scheduler get the mean velocity of MeanCache in the place of the guided velocity, but for PLAN."""
+    log: list[tuple[float, Tensor, Tensor]] = []
+    step_of = pipe.scheduler.step
+
+    def step(output: Tensor, t: Any, sample: Tensor, **given: Any) -> Any:
+        sigmas, index, v = pipe.scheduler.sigmas.tolist(), len(log), output
+        if index not in PLAN:
+            edge = max(number for number, start in enumerate(PLAN) if start < index)
+            s0, x0, v0 = log[-WINDOWS[edge]]
+            j = (v0 - (sample - x0) / (sigmas[index] - s0)) / (sigmas[index] - s0)
+            v = log[-1][2] - j * (sigmas[index + 1] - sigmas[index])
+        log.append((sigmas[index], sample.clone(), v.clone()))
+        return step_of(v, t, sample, **given)
+
+    pipe.scheduler.step = step
+    try:
+        yield
+    finally:
+        del pipe.scheduler.step
+
+
+@pytest.mark.parametrize("key", ["wan", "sd3"])
+def test_meancache_of_the_branches_is_that_of_the_guided_velocity(key):
+    """Branches that are cut each for itself, in calls of their own or in one doubled batch, with a constant scale."""
+    pipe = entry(key).build()
+    bare = sampled(key, pipe)
+    with guided_velocities_by_hand(pipe):
+        by_hand = sampled(key, pipe)
+    with cachepolicies.enable(pipe, MeanCache(plan=PLAN, window=WINDOWS)) as enabled:
+        ours = sampled(key, pipe)
+        assert {record.index for record in enabled.trace.records if any(record.evaluated)} == set(PLAN)
+        assert torch.equal(sampled(key, pipe), ours)
+    torch.testing.assert_close(ours, by_hand, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours, bare, atol=1e-3)
+    with (
+        pytest.warns(cachepolicies.CacheWarning, match="nothing was reused"),
+        cachepolicies.enable(pipe, MeanCache(plan=tuple(range(STEPS)))),
+    ):
+        assert torch.equal(sampled(key, pipe), bare)
+
+
+def test_a_guided_velocity_that_is_rescaled_is_another_place():
+    """QwenImagePipeline gives it the norm of the conditional one: each branch is continued as it comes."""
+    pipe = entry("qwen-image").build()
+    for given, same in (({"true_cfg_scale": 6.0}, False), ({"guidance": False}, True)):
+        with guided_velocities_by_hand(pipe):
+            by_hand = entry("qwen-image").call(pipe, steps=STEPS, **given)
+        with cachepolicies.enable(pipe, MeanCache(plan=PLAN, window=WINDOWS)):
+            ours = entry("qwen-image").call(pipe, steps=STEPS, **given)
+        assert torch.allclose(ours, by_hand, atol=1e-5, rtol=1e-5) == same
+
+
+@pytest.mark.parametrize("key", ["cogvideox", "dit"])
+def test_meancache_is_refused_where_no_velocity_is_predicted(key):
+    """Their schedulers have the noise, or v of a variance-preserving schedule, predicted."""
+    with pytest.raises(cachepolicies.NeedsError, match="works on velocities of flow matching"):
+        cachepolicies.enable(entry(key).build(), MeanCache())

@@ -40,6 +40,7 @@ PARTS = (
     "FORA",
     "FreqCa",
     "FreqCa, quadratic",
+    "MeanCache",
     "PAB",
     "PAB, no window",
     "SpeCa",

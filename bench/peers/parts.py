@@ -13,7 +13,18 @@ from cachepolicies import Substitute
 from cachepolicies.adapters import adapter_of, blocks_of
 from cachepolicies.substitutes import Taylor
 from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, FasterCache, LastChange
-from cachepolicies_drafts import Aligned, Bands, DBCache, DiCache, FirstBlock, FoCa, FoCaCache, FreqCa, SpeCa
+from cachepolicies_drafts import (
+    Aligned,
+    Bands,
+    DBCache,
+    DiCache,
+    FirstBlock,
+    FoCa,
+    FoCaCache,
+    FreqCa,
+    MeanCache,
+    SpeCa,
+)
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -54,6 +65,12 @@ def of_forecasts() -> list[Entry]:
         found.append(_entry("FreqCa", FreqCa(every=every), Bands()))
         found.append(_entry("FreqCa, quadratic", FreqCa(every=every), Bands(high="quadratic")))
     return found
+
+
+def on_velocities() -> list[Entry]:
+    """Return the method that continues the guided velocity of flow matching, by its published plans of 50 steps."""
+    policies = [MeanCache(plan=plan, window=window) for plan in (10, 17, 25) for window in (2, 3, 4)]
+    return [_entry("MeanCache", policy, policy.substitute) for policy in policies]
 
 
 def below_a_branch() -> list[Entry]:

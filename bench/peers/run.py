@@ -73,6 +73,8 @@ def entries(case: Case) -> list[Entry]:
         found += ours.in_blocks() + of_diffusers.entries() + of_cache_dit.entries()
         found += parts.of_kinds()
     found += parts.below_a_branch() if case.model.startswith("photo") else parts.of_ranges() + parts.of_forecasts()
+    if case.workload.scheduler.family == "flow":
+        found += parts.on_velocities()
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +12,39 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cachepolicies import CachedDenoiser, Context, InputError, NeedsError, Refresh, SettingsError, Substitute
+from cachepolicies import (
+    Adapter,
+    CachedDenoiser,
+    CacheWarning,
+    Context,
+    InputError,
+    NeedsError,
+    Refresh,
+    SettingsError,
+    Setup,
+    Substitute,
+    as_scheduler,
+    sample,
+)
+from cachepolicies.adapters import Blocks
+from cachepolicies.policies import Schedule
+from cachepolicies.reference.guided import GuidedDenoiser
 from cachepolicies.substitutes import Prediction, Taylor, as_substitute
 from cachepolicies.testing import Check, parametrize_with_checks, policy_checks, registered, substitute_checks
-from cachepolicies_drafts import Aligned, Bands, DBCache, DiCache, FirstBlock, FoCa, FoCaCache, FreqCa, SpeCa, plugin
+from cachepolicies_drafts import (
+    Aligned,
+    Bands,
+    DBCache,
+    DiCache,
+    FirstBlock,
+    FoCa,
+    FoCaCache,
+    FreqCa,
+    MeanCache,
+    MeanVelocity,
+    SpeCa,
+    plugin,
+)
 from cachepolicies_drafts.bands import low_band
 
 STEPS = 14
@@ -88,11 +117,13 @@ def latent(rows: int = 2) -> Tensor:
         policy_checks(SpeCa(base=0.0, floor=0.4, unverified=0, most=3, warm_up=1), site=ENDS, label="speca-strict"),
         policy_checks(FoCaCache(every=2, first=2), substitute=FoCa()),
         policy_checks(FreqCa(every=3, first=1, last=1), substitute=Bands()),
+        policy_checks(MeanCache(plan=(0, 2)), substitute=MeanVelocity(unit=1000.0)),
         substitute_checks(Aligned()),
         substitute_checks(Bands()),
         substitute_checks(Bands(low=FoCa(), high="residual"), label="bands-of-others"),
         substitute_checks(FoCa()),
         substitute_checks(FoCa(slope="step", horizon=None, guard=None), label="foca-per-step"),
+        substitute_checks(MeanVelocity(windows=((3, 6),)), scheduler="flow-euler"),
     ]
 )
 def test_the_contracts(check: Check) -> None:
@@ -609,3 +640,213 @@ def test_freqca_computes_the_first_steps_and_every_nth() -> None:
         for t in TIMESTEPS:
             denoiser(torch.zeros(1, 2), t)
     assert [record.index for record in run.trace.records if all(record.evaluated)] == [0, 1, 2, 6, 10, 12, 13]
+
+
+# -- MeanCache ------------------------------------------------------------------------------------------------------
+
+PLAN, WINDOWS = (0, 1, 3, 4, 7, 12), (2, 2, 1, 3, 6, 2)
+"""Steps to compute, and how far back each of the edges behind them looks."""
+
+
+def mean_velocity_by_hand(velocity: Any, x: Tensor, levels: Sequence[float]) -> list[Tensor]:
+    """Return the latents of a run that keeps a log of every step: time, latent and velocity, predicted or not."""
+    log: list[tuple[float, Tensor, Tensor]] = []
+    latents = []
+    for step, (s, after) in enumerate(pairwise((*levels, 0.0))):
+        if step in PLAN:
+            v = velocity(x, s)
+        else:
+            edge = max(number for number, start in enumerate(PLAN) if start < step)
+            s0, x0, v0 = log[-WINDOWS[edge] :][0]
+            mean = (x - x0) / (s - s0)
+            v = log[-1][2] - (v0 - mean) / (s - s0) * (after - s)
+        log.append((s, x, v))
+        x = x + (after - s) * v
+        latents.append(x)
+    return latents
+
+
+@pytest.mark.parametrize("unit", [1.0, 1000.0, -1000.0])
+def test_meancache_is_its_formulas(unit: float) -> None:
+    """With K an edge, and fewer at the start; t may be s, or 1000 s, and the velocity may point to the data."""
+    levels = tuple(1.0 - (step / STEPS) ** 1.3 for step in range(STEPS))
+    network, sign = Network(), 1.0 if unit > 0 else -1.0
+
+    def velocity(x: Tensor, s: float) -> Tensor:
+        found: Tensor = network(x, 1000 * s)
+        return found
+
+    def denoiser(x: Tensor, t: float) -> Tensor:
+        return sign * velocity(x, float(t) / abs(unit))
+
+    wanted = mean_velocity_by_hand(velocity, latent(), levels)
+    policy = MeanCache(plan=PLAN, window=WINDOWS)
+    own = policy.substitute
+    cached = CachedDenoiser(denoiser, policy, substitute=MeanVelocity(own.window, own.windows, unit))
+    timesteps = [abs(unit) * level for level in levels]
+    with cached.run(timesteps=timesteps) as run:
+        x, found = latent(), []
+        for level, (t, after) in zip(levels, pairwise((*timesteps, 0.0)), strict=True):
+            assert t == abs(unit) * level
+            x = x + (after - t) / unit * cached(x, t)
+            found.append(x)
+    assert [record.index for record in run.trace.records if all(record.evaluated)] == list(PLAN)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+class Conditioned(Network):
+    """The same, for one level a row, with a condition that is added."""
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, return_dict: bool = False) -> tuple[Tensor]:  # type: ignore[override]
+        """Return a velocity."""
+        assert not return_dict
+        return (super().forward(x + text, t[0]),)
+
+
+def test_meancache_cuts_the_guided_velocity() -> None:
+    """A denoiser that guides inside is cut behind its guidance; where all is computed, it is the bare one."""
+    guided = GuidedDenoiser(Conditioned(), 3.0, argument="text", null=lambda rows: torch.zeros(rows, 6))
+    noise, text = latent(), latent().flip(1)
+    levels = [t / 1000 for t in as_scheduler("flow-euler").timesteps(STEPS)]
+
+    def velocity(x: Tensor, s: float) -> Tensor:
+        return guided(x, torch.full((2,), 1000 * s), text)
+
+    cached = CachedDenoiser(guided, MeanCache(plan=PLAN, window=WINDOWS), scheduler="flow-euler")
+    assert cached.substitute == MeanVelocity(2, tuple(zip(PLAN, WINDOWS, strict=True)), 1000.0)
+    found = sample(cached, "flow-euler", noise, text, num_steps=STEPS)
+    torch.testing.assert_close(found, mean_velocity_by_hand(velocity, noise, levels)[-1], atol=1e-5, rtol=1e-4)
+    assert cached.trace.nfe == len(PLAN)
+    everything = CachedDenoiser(guided, MeanCache(plan=tuple(range(STEPS))), scheduler="flow-euler")
+    with pytest.warns(CacheWarning, match="nothing was reused"):
+        same = sample(everything, "flow-euler", noise, text, num_steps=STEPS)
+    assert torch.equal(same, sample(guided, "flow-euler", noise, text, num_steps=STEPS))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(st.floats(0.02, 0.3), min_size=3, max_size=9),
+    window=st.integers(1, 6),
+    seed=st.integers(0, 100),
+)
+def test_a_velocity_that_is_linear_along_the_path_is_continued_exactly(
+    steps: list[float], window: int, seed: int
+) -> None:
+    """-J is half the slope, so that the mean over a step of the coming length from the last point comes out."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 2, 5, generator=generator, dtype=torch.float64)
+    scale = 1.0 / sum(steps)
+    levels = [1.0]
+    for length in steps:
+        levels.append(levels[-1] - scale * length)
+
+    def path(s: float) -> Tensor:
+        found: Tensor = a * s + b * s * s / 2
+        return found
+
+    now, after = levels[-2], levels[-1]
+    before = levels[-3::-1]
+    velocities, latents = tuple(a + b * s for s in before[:window]), tuple(path(s) for s in before[:window])
+    context = Context(
+        now,
+        input=path(now),
+        index=len(levels) - 2,
+        timesteps=tuple(levels),
+        visited=tuple(before),
+        passed=velocities,
+        entered=latents,
+    )
+    last_refresh = Refresh(velocities[-1], [1.0] * 2, [True] * 2, [1] * 2, latents[-1])
+    found = MeanVelocity(window, unit=1.0).predict(context, [last_refresh])
+    last, ahead = levels[-3], after - now
+    mean = (path(last + ahead) - path(last)) / ahead
+    torch.testing.assert_close(found, mean, atol=1e-8, rtol=1e-8)
+
+
+def test_one_step_back_is_to_hold() -> None:
+    """Under Euler, whose mean velocity of one step is the velocity itself."""
+    network = Network()
+    runs = []
+    for policy in (MeanCache(plan=PLAN, window=1), Schedule(refreshes=PLAN)):
+        denoiser = CachedDenoiser(network, policy, scheduler="flow-euler")
+        with denoiser.run(timesteps=TIMESTEPS):
+            runs.append(sampled(denoiser, latent()))
+    for one, other in zip(*runs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_second_evaluation_at_a_level_has_no_path() -> None:
+    """Its velocity is held; and outside of an engine nothing is known of the path."""
+    x, velocity = latent(), latent().flip(1)
+    refresh = Refresh(velocity, [500.0] * 2, [True] * 2, [1] * 2, x)
+    there = Context(500.0, input=x, visited=(500.0,), passed=(velocity,), entered=(x,))
+    assert torch.equal(MeanVelocity(unit=1000.0).predict(there, [refresh]), velocity)
+    with pytest.raises(NeedsError, match="continues its own velocities"):
+        MeanVelocity(unit=1000.0).predict(Context(400.0, input=x), [refresh])
+
+
+def test_the_published_plans() -> None:
+    """So many steps of 50, the first and the last among them."""
+    for count in (10, 17, 25):
+        steps = MeanCache(plan=count).steps
+        assert len(steps) == count
+        assert (steps[0], steps[-1]) == (0, 49)
+    denoiser = CachedDenoiser(Network(), "meancache:plan=25", scheduler="flow-euler")
+    with (
+        pytest.raises(SettingsError, match="published plans are for 50 steps, and the run has 14"),
+        denoiser.run(timesteps=TIMESTEPS),
+    ):
+        denoiser(latent(), TIMESTEPS[0])
+
+
+def test_what_meancache_cannot_do_is_refused() -> None:
+    """Another stand-in, another site, another kind of prediction, no time, units that do not fit, other channels."""
+    network = Network()
+    with pytest.raises(SettingsError, match="goes with the substitute 'meanvelocity', and 'hold' was given"):
+        CachedDenoiser(network, MeanCache(), substitute="hold")
+    with pytest.raises(SettingsError, match="site 'blocks' is inside of the network"):
+        CachedDenoiser(network, MeanCache(), site="blocks", scheduler="flow-euler")
+    with pytest.raises(NeedsError, match="no scheduler says in which time"):
+        CachedDenoiser(network, MeanCache())
+    with pytest.raises(NeedsError, match=r"with scheduler 'ddim' .*predicts 'noise'"):
+        CachedDenoiser(network, MeanCache(), scheduler="ddim")
+    for unit, levels in ((1.0, TIMESTEPS), (1000.0, tuple(t / 1000 for t in TIMESTEPS))):
+        denoiser = CachedDenoiser(network, MeanCache(plan=(0, 2)), substitute=MeanVelocity(unit=unit))
+        with denoiser.run(timesteps=levels):
+            denoiser(latent(), levels[0])
+            with pytest.raises(SettingsError, match="one unit of s is taken to be"):
+                denoiser(latent(), levels[1])
+    wide = CachedDenoiser(lambda x, t: x[:, :3], MeanCache(plan=(0, 2)), scheduler="flow-euler")
+    with wide.run(timesteps=TIMESTEPS):
+        wide(latent(), TIMESTEPS[0])
+        with pytest.raises(InputError, match="called with the latent alone"):
+            wide(latent(), TIMESTEPS[1])
+    for plan in (11, (1, 2), (0, 0), "best"):
+        with pytest.raises(SettingsError, match="meancache: plan is"):
+            MeanCache(plan=plan)
+    for window in (7, (1, 2), (0,) * 17):
+        with pytest.raises(SettingsError, match="meancache: window"):
+            MeanCache(window=window)
+    with pytest.raises(SettingsError, match="windows is"):
+        MeanVelocity(windows=((3, 2), (1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("clock", "velocity", "unit"),
+    [
+        ("timestep", "noise", 1000.0),
+        ("timestep", "data", -1000.0),
+        ("unit", "noise", 1.0),
+        ("reversed-unit", "data", 1.0),
+        ("reversed-unit", "noise", -1.0),
+    ],
+)
+def test_the_unit_is_that_of_the_models_class(clock: Any, velocity: Any, unit: float) -> None:
+    """Levels rise where it is reversed, and some models' velocity points to the data."""
+    adapter = Adapter("Some", (Blocks("blocks"),), clock=clock, velocity=velocity)
+    found = MeanVelocity().resolve(Setup(adapter=adapter, scheduler=as_scheduler("flow-euler")))
+    assert found.unit == pytest.approx(unit)
+    other = Adapter("Some", (Blocks("blocks"),), velocity=None)
+    with pytest.raises(NeedsError, match="the output of Some is none"):
+        MeanVelocity().resolve(Setup(adapter=other, scheduler=as_scheduler("flow-euler")))

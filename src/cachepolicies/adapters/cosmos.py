@@ -17,6 +17,7 @@ def cosmos() -> Adapter:
         "CosmosTransformer3DModel",
         stack=(Blocks("transformer_blocks", kinds=SELF_AND_CROSS),),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("time_embed", pick=1)},
+        velocity=None,
         rows=("hidden_states", "timestep", "encoder_hidden_states", "attention_mask", "condition_mask"),
         source="TeaCache4Cosmos/teacache_sample_video_t2v.py",
     )

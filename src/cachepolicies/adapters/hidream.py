@@ -23,6 +23,7 @@ def hidream() -> Adapter:
         ),
         signals={"modulated_input": _modulated_input, "timestep_embedding": OutputOf("t_embedder")},
         unpack=unpatched,
+        velocity="data",
         rows={
             "hidden_states": "first",
             "timesteps": "first",

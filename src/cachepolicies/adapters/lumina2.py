@@ -16,6 +16,7 @@ def lumina2() -> Adapter:
             "timestep_embedding": OutputOf("time_caption_embed.timestep_embedder"),
         },
         clock="reversed-unit",
+        velocity="data",
         rows_independent=False,
         rows=("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask"),
         source="TeaCache4Lumina2/teacache_lumina2.py",

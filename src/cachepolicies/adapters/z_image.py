@@ -19,6 +19,7 @@ def z_image() -> Adapter:
         streams="x",
         signals={"modulated_input": _modulated_input, "timestep_embedding": _timestep_embedding},
         clock="reversed-unit",
+        velocity="data",
         rows_independent=False,
         rows={"x": "list", "t": "first", "cap_feats": "list"},
         source="as for FLUX.1",

@@ -135,6 +135,9 @@ class Adapter:
         channels: dimension of the latent, and of what the model predicts, in which the channels are; 2 for
             ``(B, F, C, H, W)``, -1 where they come last.
         clock: how the model's pipelines write the noise level.
+        velocity: which way the model's output points, where it was trained for flow matching: ``"noise"``, so that
+            ``dx = output * dsigma``; ``"data"``, where its pipelines turn the sign; ``None`` where they make the
+            velocity of it in another way.
         rows: name of every argument of the model that has one row a sample, to how it has; ``None`` to tell by the
             first dimension.
         rows_independent: whether a sample comes out the same in any batch. Where not (inner shapes depend on the whole
@@ -157,6 +160,7 @@ class Adapter:
     tokens: TokensOf | None = None
     channels: int = 1
     clock: Clock = "timestep"
+    velocity: Literal["noise", "data"] | None = "noise"
     rows: Mapping[str, Rows] | None = field(default=None, converter=_rows)
     rows_independent: bool = True
     rows_a_sample: Callable[[Tensor], int] | None = None

@@ -70,6 +70,8 @@ class Context:
             one level in a row, the last counts. Empty unless the substitute recalls.
         passed: ``(B, ...)`` what flowed on at the newest of them, evaluated or stood in, as many as the substitute
             recalls; not to be changed.
+        entered: ``(B, ...)`` what had gone into the place before each of ``passed`` flowed on; empty unless the
+            substitute wants the input too. Not to be changed.
     """
 
     t: float
@@ -84,6 +86,7 @@ class Context:
     timesteps: tuple[float, ...] | None = field(default=None, repr=False)
     visited: tuple[float, ...] = field(default=(), repr=False)
     passed: tuple[Tensor, ...] = field(default=(), repr=False)
+    entered: tuple[Tensor, ...] = field(default=(), repr=False)
 
     def index_of(self, t: float) -> int | None:
         """Return the step of the run that a noise level lies in, a refresh's say; see `RunInfo.index`.
@@ -157,7 +160,11 @@ class Substitute(Contract, declares=True):
 
     @property
     def recalls(self) -> int:
-        """How many of the last values that flowed on are kept for it, its own stand-ins among them; 0 by default."""
+        """How many of the last values that flowed on are kept for it, its own stand-ins among them; 0 by default.
+
+        Memory is that many outputs a branch and place, beside the refreshes; twice that if it wants the input, which is
+        kept with each.
+        """
         return 0
 
     @property

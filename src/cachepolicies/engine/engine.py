@@ -326,7 +326,7 @@ class ServedCall:
             group.conclude(decision, engine.policy.observe(_told(step), decision, output, group.state))
         group.served.add(turn.key)
         if engine.recalls and self.call.full is None:
-            self.run.memory.note_passed(turn.key, self.call.t, output)
+            self.run.memory.note_passed(turn.key, self.call.t, output, turn.arrival.input)
         if not engine.tells_of_places:
             return
         if engine.observes_places and group.branch == self.call.branch:

@@ -85,10 +85,20 @@ class _Passed:
     Attributes:
         levels: noise levels.
         values: ``(B, ...)`` at the newest of them, as many as are recalled.
+        entered: ``(B, ...)`` what had gone into the place each time, if the substitute looks at it.
     """
 
     levels: tuple[float, ...] = ()
     values: tuple[Tensor, ...] = ()
+    entered: tuple[Tensor, ...] = ()
+
+    def goes_with(self, output: Tensor, entered: Tensor | None) -> bool:
+        """Return whether the newest values are of the kind of these, if there are any."""
+        news = (output,) if entered is None else (output, entered)
+        return all(
+            (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+            for old, new in zip((*self.values[:1], *self.entered[:1]), news, strict=False)
+        )
 
 
 @define(eq=False)
@@ -133,29 +143,28 @@ class Memory:
         level, outputs = self._present.get(place, (t, {}))
         return {name: output for name, output in outputs.items() if name != branch} if level == t else {}
 
-    def note_passed(self, key: Key, t: float, output: Tensor) -> None:
-        """Keep what flowed on from a place, for a substitute that recalls it."""
+    def note_passed(self, key: Key, t: float, output: Tensor, entered: Tensor | None) -> None:
+        """Keep what flowed on from a place, and what had gone in if it looks at that, for a substitute that recalls."""
+        count = self.substitute.recalls
+        if not self.substitute.wants_input:
+            entered = None
         before = self._passed.get(key, _Passed())
-        levels, values = before.levels, before.values
-        if values and (values[0].shape, values[0].dtype, values[0].device) != (
-            output.shape,
-            output.dtype,
-            output.device,
-        ):
-            levels, values = (), ()
-        if levels and levels[0] == t:
-            levels, values = levels[1:], values[1:]
+        if not before.goes_with(output, entered):
+            before = _Passed()
+        again = int(before.levels[:1] == (t,))
         with ordinary_tensors():
             kept = without_gradient(output).clone()
-        self._passed[key] = _Passed((t, *levels), (kept, *values)[: self.substitute.recalls])
+            inputs = () if entered is None else (without_gradient(entered).clone(), *before.entered[again:])
+        values = (kept, *before.values[again:])
+        self._passed[key] = _Passed((t, *before.levels[again:]), values[:count], inputs[:count])
 
-    def passed(self, key: Key) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
+    def passed(self, key: Key) -> tuple[tuple[float, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the noise levels at which something has flowed on from a place, newest first, and the newest values.
 
-        Where the substitute does not recall it, there are none.
+        And what had gone in each time. Where the substitute does not recall it, there are none.
         """
         found = self._passed.get(key, _Passed())
-        return found.levels, found.values
+        return found.levels, found.values, found.entered
 
     def forget_branch(self, branch: str) -> None:
         """Forget everything that a branch remembers, at every place."""

@@ -63,7 +63,7 @@ def stand_in(substitute: Substitute, context: Context, store: Store, *, read_onl
     }
     owned |= {
         seen.untyped_storage().data_ptr()
-        for seen in (context.x, context.input, *context.branches.values())
+        for seen in (context.x, context.input, *context.branches.values(), *context.passed, *context.entered)
         if seen is not None
     }
     # the sampler may change what it gets in place

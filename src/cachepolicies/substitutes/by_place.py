@@ -75,9 +75,19 @@ class ByPlace(Substitute):
         return any(one.wants_input for one in self._both)
 
     @property
+    def recalls(self) -> int:
+        """As many values as the one that recalls more."""
+        return max(one.recalls for one in self._both)
+
+    @property
     def wants_branches(self) -> bool:
         """Whether either does."""
         return any(one.wants_branches for one in self._both)
+
+    @property
+    def keeps_branches(self) -> bool:
+        """Whether either does."""
+        return any(one.keeps_branches for one in self._both)
 
     @property
     def adds_input(self) -> bool:

@@ -75,10 +75,17 @@ def _context(history: History, substitute: Substitute | None, only: Sequence[int
         {name: history.latents(only, 5) for name in sorted(signals)},
         {OTHER: history.latents(only, 6)} if wants_branches else {},
         index=5,
-        timesteps=tuple(max(history.now, 1.0) * factor for factor in (50.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5)),
+        timesteps=_timesteps(history),
         visited=_visited(history) if substitute is not None and substitute.recalls else (),
         passed=() if substitute is None else _passed(history, substitute, only),
+        entered=() if substitute is None or not substitute.wants_input else _passed(history, substitute, only, 40),
     )
+
+
+def _timesteps(history: History) -> tuple[float, ...]:
+    """Return the timesteps of a run from the oldest refresh on, of which the sixth is now."""
+    now, top = history.now, max(level for levels in history.levels for level in levels)
+    return (*(top + (now - top) * step / 5 for step in range(5)), now, now / 2)
 
 
 def _visited(history: History) -> tuple[float, ...]:
@@ -86,14 +93,14 @@ def _visited(history: History) -> tuple[float, ...]:
     return tuple(sorted({level for levels in history.levels for level in levels}, key=lambda t: abs(t - history.now)))
 
 
-def _passed(history: History, substitute: Substitute, only: Sequence[int] | None) -> tuple[Tensor, ...]:
+def _passed(history: History, substitute: Substitute, only: Sequence[int] | None, salt: int = 20) -> tuple[Tensor, ...]:
     count = min(substitute.recalls, len(_visited(history)))
-    return tuple(history.latents(only, 20 + age) for age in range(count))
+    return tuple(history.latents(only, salt + age) for age in range(count))
 
 
 def _full(history: History, substitute: Substitute, only: Sequence[int] | None = None) -> Context:
-    recalled = _context(history, substitute, only)
-    whole = evolve(_context(history, None, only), visited=recalled.visited, passed=recalled.passed)
+    told, whole = _context(history, substitute, only), _context(history, None, only)
+    whole = evolve(whole, visited=told.visited, passed=told.passed, entered=told.entered)
     more = {name: history.latents(only, 5) for name in sorted(substitute.signals)}
     return evolve(whole, signals={**whole.signals, **more})
 

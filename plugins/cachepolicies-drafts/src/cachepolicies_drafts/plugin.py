@@ -1,4 +1,4 @@
-"""The hooks: policies, and the stand-ins of DiCache, FoCa and FreqCa."""
+"""The hooks: policies, and the stand-ins of DiCache, FoCa, FreqCa and MeanCache."""
 
 from cachepolicies.hookspecs import Register, hookimpl
 from cachepolicies_drafts.aligned import Aligned
@@ -9,6 +9,8 @@ from cachepolicies_drafts.first_block import FirstBlock
 from cachepolicies_drafts.foca import FoCa
 from cachepolicies_drafts.focacache import FoCaCache
 from cachepolicies_drafts.freqca import FreqCa
+from cachepolicies_drafts.mean_velocity import MeanVelocity
+from cachepolicies_drafts.meancache import MeanCache
 from cachepolicies_drafts.speca import SpeCa
 
 
@@ -20,6 +22,7 @@ def cachepolicies_register_policies(register: Register) -> None:
     register("first-block", FirstBlock, "Reuses all blocks but the first while what it adds changed little.")
     register("focacache", FoCaCache, "Computes every n-th step and forecasts the others, predictor and corrector.")
     register("freqca", FreqCa, "Computes every n-th step; holds the low frequencies, forecasts the high ones.")
+    register("meancache", MeanCache, "Computes the steps of a plan; between them the velocity follows the path.")
     register("speca", SpeCa, "Drafts the stack, and runs its last block to verify the draft.")
 
 
@@ -29,3 +32,4 @@ def cachepolicies_register_substitutes(register: Register) -> None:
     register("aligned", Aligned, "Combines the last two residuals as the first blocks say (DiCache).")
     register("bands", Bands, "One substitute for the low frequencies, another for the high ones (FreqCa).")
     register("foca", FoCa, "A two-step forecast on its own values, corrected from the last evaluation (FoCa).")
+    register("meanvelocity", MeanVelocity, "Continues the last velocity by the path of the latents (MeanCache).")
