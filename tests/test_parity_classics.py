@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 import cachepolicies
 from cachepolicies import Context, Refresh
-from cachepolicies.adapters import MLP, adapter_of, blocks_of
+from cachepolicies.adapters import CROSS, MLP, SPATIAL, TEMPORAL, adapter_of, blocks_of
 from cachepolicies.sites import layers_of
 from cachepolicies.testing import registered
 from cachepolicies_classics import (
     FORA,
+    L2C,
     PAB,
     AdaCache,
     CFGCache,
@@ -28,6 +29,7 @@ from cachepolicies_classics import (
     FasterCache,
     FromBranch,
     LastChange,
+    LayerMask,
     plugin,
 )
 from enabled_pipelines import one_thread  # noqa: F401  # a fixture
@@ -543,3 +545,66 @@ def watched_modules(denoiser: nn.Module, method: str) -> list[nn.Module]:
         return [blocks[0], blocks[-1]]
     layers = layers_of(denoiser, adapter_of(denoiser)).values()
     return [module for module, kind in layers if method in ("adacache", "fora") or kind != MLP]
+
+
+def mask_for(denoiser: nn.Module, held: dict[int, tuple[str, ...]]) -> LayerMask:
+    """Return a mask that leaves out, in some pairs, the modules of some kinds."""
+    layers = layers_of(denoiser, adapter_of(denoiser))
+    computed = [
+        [place for place, (_, kind) in layers.items() if kind not in held.get(pair, ())] for pair in range(STEPS // 2)
+    ]
+    return LayerMask(type(denoiser).__name__, STEPS, tuple(layers), computed)
+
+
+@contextmanager
+def held_by_hand(pipe: Any, mask: LayerMask) -> Iterator[None]:
+    """Put in what modules returned at the last step that computed them, by torch's hooks, for each call of a step."""
+    denoiser = pipe.transformer
+    kept: dict[tuple[int, str], Any] = {}
+    state: dict[str, Any] = {"t": None, "step": -1, "call": 0}
+
+    def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
+        t = float(kwargs["timestep"].flatten()[0])
+        same = t == state["t"]
+        state.update(t=t, step=state["step"] + (not same), call=state["call"] + 1 if same else 0)
+
+    def leave(place: str, output: Any) -> Any:
+        pair, second = divmod(state["step"], 2)
+        if second and place not in mask.computed[pair]:
+            return kept[state["call"], place]
+        kept[state["call"], place] = output
+        return None
+
+    hooks = [denoiser.register_forward_pre_hook(begin, with_kwargs=True)]
+    for place, (module, _) in layers_of(denoiser, adapter_of(denoiser)).items():
+        hooks.append(module.register_forward_hook(lambda module, args, output, place=place: leave(place, output)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("key", ["wan", "dit"])
+def test_l2c_holds_in_real_pipelines_what_its_mask_leaves_out(key):
+    """As torch's hooks do it, branch by branch; with everything computed it is the plain pipeline, bit for bit."""
+    pipe = entry(key).build()
+    bare = sampled(key, pipe)
+    with cachepolicies.enable(pipe, L2C(mask_for(pipe.transformer, {}))) as enabled:
+        assert not enabled.policy.reuses
+        assert torch.equal(sampled(key, pipe), bare)
+    mask = mask_for(pipe.transformer, {0: (MLP,), 2: (SPATIAL, TEMPORAL, CROSS), 3: (MLP, SPATIAL), 5: (SPATIAL,)})
+    assert 0.0 < mask.share_computed < 1.0
+    with held_by_hand(pipe, mask):
+        by_hand = sampled(key, pipe)
+    with cachepolicies.enable(pipe, L2C(mask)) as enabled:
+        ours = sampled(key, pipe)
+        trace = enabled.trace
+        assert torch.equal(sampled(key, pipe), ours)
+    assert torch.equal(ours, by_hand)
+    assert not torch.equal(ours, bare)
+    places = len(mask.places)
+    for step in range(STEPS):
+        reused = {record.place for record in trace.records if record.index == step and not all(record.evaluated)}
+        assert reused == (set(mask.places) - set(mask.computed[step // 2]) if step % 2 else set()), step
+    assert len({record.place for record in trace.records}) == places

@@ -40,6 +40,7 @@ PARTS = (
     "FORA",
     "FreqCa",
     "FreqCa, quadratic",
+    "L2C, calibrated errors",
     "MeanCache",
     "PAB",
     "PAB, no window",

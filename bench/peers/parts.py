@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from cases import Case
+from cases import CALIBRATION, Case
 from entry import Entry, Run
 from ours import cached_by
 
-from cachepolicies import Substitute
+from cachepolicies import CalibrationSamples, Substitute
 from cachepolicies.adapters import adapter_of, blocks_of
+from cachepolicies.comparison import Workload
 from cachepolicies.substitutes import Taylor
-from cachepolicies_classics import FORA, PAB, DeepCache, DeltaDiT, FasterCache, LastChange
+from cachepolicies_classics import (
+    FORA,
+    L2C,
+    PAB,
+    DeepCache,
+    DeltaDiT,
+    FasterCache,
+    HoldingErrors,
+    LastChange,
+    holding_errors,
+)
 from cachepolicies_drafts import (
     Aligned,
     Bands,
@@ -38,6 +50,7 @@ def of_kinds() -> list[Entry]:
     for start, every in ((0.32, 2), (0.32, 3), (0.2, 2), (0.2, 4)):
         weight = LastChange(weight=0.5 if every == 2 else 0.3)
         found.append(_entry("FasterCache attention", FasterCache(start_after=start, every=every), weight))
+    found += [_by_errors(part) for part in (0.25, 0.5, 0.75, 1.0)]
     return found
 
 
@@ -81,6 +94,25 @@ def below_a_branch() -> list[Entry]:
         keys = [DeepCache(interval=every, branch=branch, center=15, power=1.4) for every in (2, 3, 5)]
         found += [_entry("DeepCache, dense keys", one) for one in keys]
     return found
+
+
+@cache
+def _errors(workload: Workload) -> HoldingErrors:
+    """Return what holding each module does, on the samples of the calibrations."""
+    drawn = workload.draw(CALIBRATION)
+    samples = CalibrationSamples(drawn.noise, drawn.args, drawn.kwargs, seeds=tuple(CALIBRATION))
+    return holding_errors(workload.denoiser, workload.scheduler, samples, num_steps=workload.num_steps)
+
+
+def _by_errors(part: float) -> Entry:
+    """Return Learning-to-Cache with a mask from errors, which saves a part of the most that pairs of steps can."""
+
+    def run(case: Case, seeds: Sequence[int]) -> Run:
+        errors = _errors(case.workload)
+        mask = errors.mask(1.0 - part * (1.0 - errors.least_work))
+        return cached_by(case, seeds, L2C(mask), "hold", None, None)
+
+    return Entry("L2C, calibrated errors", f"{part:.0%} of what pairs save", run)
 
 
 def _deep(method: str, every: int, fraction: float) -> Entry:

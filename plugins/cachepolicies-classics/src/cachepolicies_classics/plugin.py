@@ -9,6 +9,7 @@ from cachepolicies_classics.fastercache import FasterCache
 from cachepolicies_classics.fora import FORA
 from cachepolicies_classics.from_branch import FromBranch
 from cachepolicies_classics.front_and_rear import FrontAndRear
+from cachepolicies_classics.l2c import L2C
 from cachepolicies_classics.last_change import LastChange
 from cachepolicies_classics.pab import PAB
 
@@ -22,6 +23,7 @@ def cachepolicies_register_policies(register: Register) -> None:
     register("delta-dit", DeltaDiT, "Holds the last blocks first, and the first blocks later.")
     register("fastercache", FasterCache, "Extrapolates every attention at some steps, from a step on.")
     register("fora", FORA, "Computes every attention and every MLP at every n-th step.")
+    register("l2c", L2C, "Computes at every second step only the modules that a mask keeps.")
     register("pab", PAB, "Computes each kind of attention at an interval of its own.")
 
 
