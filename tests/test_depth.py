@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -442,3 +444,17 @@ def test_the_substitute_of_a_place_is_its_own():
     assert both.corrects
     assert both.history == 3
     assert not ByPlace(output="hold", inside=LINE).corrects
+
+
+def test_the_page_says_what_was_measured():
+    root = Path(__file__).parents[1]
+    with (root / "bench" / "results" / "depth.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    assert all(float(row["step_and_depth"]) >= float(row["steps_alone"]) for row in rows)
+    assert all(float(row["bound_gap"]) < 1e-4 for row in rows)
+    best = [float(row["best_deep"]) for row in rows]
+    page = " ".join((root / "docs" / "usage" / "planning.md").read_text().split())
+    assert f"from {min(best):+.1f} to {max(best):+.1f} dB of it" in page
+    assert f"{sum(best) / len(best):+.1f} dB in the mean" in page
+    assert {float(row["computed"]) for row in rows} == {1.0}

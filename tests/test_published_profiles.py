@@ -191,7 +191,7 @@ def test_stated_speed_ups_are_carried_over():
     rows = {
         (row.policy, row.settings["threshold"]): row
         for row in PUBLISHED["flux.1-dev"].recommended
-        if row.policy == "magcache"
+        if row.policy in ("magcache", "teacache")
     }  # fmt: skip
     assert rows["magcache", 0.24].speedup_stated == 2.8
     assert rows["magcache", 0.24].speedup_from_latency == 2.824
