@@ -10,7 +10,7 @@ INSTALLED_BENCH := $(VENV)/.installed-bench
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-newest lint coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans bench-depth study train clean
+.PHONY: help demo test test-oldest test-newest lint types types-of-tests coverage mutated mutations stateful changelog docs bench bench-gpu bench-budgets bench-peers bench-peers-short bench-plans bench-depth study train clean
 
 help:
 	@echo "make demo   sample the reference video model with and without caching, write demo/report.html"
@@ -68,9 +68,14 @@ test-newest: pyproject.toml
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini tests
+	$(MAKE) --no-print-directory --jobs 2 types types-of-tests
 	$(BIN)/lint-imports --no-cache
+
+types:
+	$(BIN)/mypy
+
+types-of-tests:
+	$(BIN)/mypy --config-file tests/mypy.ini --cache-dir .mypy_cache/tests tests
 
 coverage: $(INSTALLED)
 	$(BIN)/coverage run -m pytest -q

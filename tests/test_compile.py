@@ -169,8 +169,15 @@ def test_a_model_compiled_whole_compiles_its_parts_once(key, mode, order, eager)
     disable(called)
 
 
-@pytest.mark.parametrize("site", ["blocks", "blocks.1"])
-@pytest.mark.parametrize("around", [lambda called: called, lambda called: Around(called), "closure"])
+@pytest.mark.parametrize(
+    ("site", "around"),
+    [
+        ("blocks", lambda called: called),
+        ("blocks.1", lambda called: called),
+        ("blocks.1", lambda called: Around(called)),
+        ("blocks", "closure"),
+    ],
+)
 def test_a_compiled_model_in_a_wrapper_is_compiled(site, around):
     """Counting its operations in the first call would have the compiler give it up."""
     tiny = TINY["WanTransformer3DModel"]

@@ -6,20 +6,34 @@ import csv
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import cachepolicies
-from cachepolicies import CachedDenoiser, CalibrationSamples, NeedsError, SettingsError, calibrate, sample
+from cachepolicies import (
+    CachedDenoiser,
+    CachePolicy,
+    CalibrationSamples,
+    Decision,
+    Needs,
+    NeedsError,
+    SettingsError,
+    Step,
+    calibrate,
+    sample,
+)
 from cachepolicies.calibration import measure_places, plan_depth
+from cachepolicies.comparison import Candidate, Inputs, Workload, compare
+from cachepolicies.contracts.policy import Grain
 from cachepolicies.planning import (
     DepthPlan,
     PlaceErrors,
@@ -32,6 +46,7 @@ from cachepolicies.planning import (
     save_depth_plan,
 )
 from cachepolicies.policies import DepthSchedule, Schedule
+from cachepolicies.policies.schedule import ScheduleReason
 from cachepolicies.schedulers.flow_euler import FlowEuler
 from cachepolicies.substitutes import ByPlace, Hold
 from cachepolicies.testing.denoisers import BlockNetwork
@@ -95,6 +110,19 @@ class Sum(nn.Module):
         return self.a(x) + 3 * self.b(x) + 1e-3 * t.reshape(-1, 1, 1, 1)
 
 
+class Twice(nn.Module):
+    """Calls a module twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ``(B, 2, 3, 4)``."""
+        output: Tensor = self.a(self.a(x))
+        return output
+
+
 def test_what_is_measured_is_known_of_a_sum(samples):
     model = Sum()
     seen: list[Tensor] = []
@@ -128,6 +156,7 @@ def test_hooks_are_gone_and_the_run_was_the_models_own(samples):
         (BlockNetwork(), "karras-heun", SITE, SettingsError, "2 evaluations a step"),
         (lambda x, t: x, "flow-euler", SITE, NeedsError, "attribute `network`"),
         (BlockNetwork(), "flow-euler", "blocks", SettingsError, "none of modules"),
+        (Twice(), "flow-euler", "*", SettingsError, "reached 2 times in a call; .* 'a#2' would be its next"),
         (BlockNetwork(), "flow-euler", f"output+{SITE}", SettingsError, "none of modules"),
     ],
 )
@@ -287,6 +316,84 @@ def test_everything_computed_is_the_bare_model(samples):
     bare = sample(model, FlowEuler(), samples.noise, num_steps=STEPS)
     cached = cached_with(model, depth_plan(ALL, ALL, ALL, ALL))
     assert torch.equal(sample(cached, FlowEuler(), samples.noise, num_steps=STEPS), bare)
+
+
+@frozen
+class InTurns(CachePolicy):
+    """Skips the call at odd steps, and computes the blocks in two steps of four only."""
+
+    name: ClassVar[str] = "in-turns"
+    grain: ClassVar[Grain] = "place"
+    needs: ClassVar[Needs] = Needs(run_length=True)
+
+    def decide(self, step: Step, state: None) -> Decision:
+        """Look at step and place."""
+        assert step.index is not None
+        reuse = step.index % 2 == 1 if step.place == "" else step.index % 4 >= 2
+        return Decision.same(reuse, ScheduleReason.REUSE if reuse else ScheduleReason.EVALUATION, step.run.decisions)
+
+
+NESTED = f"output+{SITE}"
+
+
+def run_of(samples: CalibrationSamples, policy: Any, **options: Any) -> tuple[Tensor, CachedDenoiser]:
+    """Return samples, and what made them."""
+    cached = CachedDenoiser(BlockNetwork(), policy, scheduler=FlowEuler(), **options)
+    return sample(cached, FlowEuler(), samples.noise, num_steps=STEPS), cached
+
+
+@pytest.mark.parametrize("policy", ["uniform:every=3", "schedule:refreshes=(0,1,4)"])
+def test_with_one_decision_a_call_the_modules_follow_the_call(samples, policy):
+    around, cached = run_of(samples, policy, site=NESTED)
+    outside, plain = run_of(samples, policy, site="output", per_sample=False)
+    assert torch.equal(around, outside)
+    assert cached.trace.model_calls == plain.trace.model_calls
+    assert cached.trace.work == pytest.approx(plain.trace.work)
+
+
+def test_an_audit_of_the_output_changes_nothing(samples):
+    """It computes everything that the call would have, and nothing of it is remembered."""
+    plain, cached = run_of(samples, InTurns(), site=NESTED)
+    audited, seen = run_of(samples, InTurns(), site=NESTED, audit=1.0)
+    assert torch.equal(audited, plain)
+    assert seen.trace.work == pytest.approx(cached.trace.work)
+    errors = [r.audit.true_error[0] for r in seen.trace.records if r.audit is not None and r.place == ""]
+    assert len(errors) == STEPS // 2
+    assert min(errors) > 0
+
+
+def test_a_correction_is_made_of_the_output_alone(samples):
+    """Where only blocks are reused there is nothing to correct: their own outputs have flowed on."""
+    plan = depth_plan(ALL, (0, 3), (0, 4), (0, 2))
+    found, _ = run_of(samples, DepthSchedule(plan), substitute=plan.substitute)
+    line = evolve(plan, output="linear", inside="linear")
+    corrected = evolve(plan, output="linear", inside=LINE)
+    one, other = (run_of(samples, DepthSchedule(each), substitute=each.substitute)[0] for each in (line, corrected))
+    assert torch.equal(one, other)
+    assert not torch.equal(found, one)
+    plain, _ = run_of(samples, InTurns(), site=NESTED, substitute=ByPlace(output=LINE, inside="linear"))
+    same, _ = run_of(samples, InTurns(), site=NESTED, substitute=LINE)
+    assert torch.equal(plain, same)
+
+
+def test_it_is_compared_with_its_own_count():
+    network = BlockNetwork()
+
+    def inputs(seeds: Sequence[int]) -> Inputs:
+        return Inputs(noise=CalibrationSamples.from_seeds(seeds, SHAPE).noise)
+
+    workload = Workload(
+        name="blocks",
+        denoiser=network,
+        scheduler=FlowEuler(),
+        num_steps=STEPS,
+        latent_shape=SHAPE,
+        inputs=inputs,
+        decode=lambda latents: latents.flatten(2).sigmoid().repeat_interleave(8, 1).repeat_interleave(2, 2),
+    )
+    found = compare(workload, [Candidate("in turns", InTurns(), site=NESTED)], [0, 1], baselines=False)
+    assert not found.failures
+    assert any(result.label == "in turns" and result.changes for result in found.results)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     run(Path(sys.executable), "-m", "pip", "wheel", *options, "-w", str(wheels), *map(str, built), folder=folder)
     shutil.rmtree(checkout)
     # By themselves the suites try more examples of every property; `pytest plugins` does.
-    fewer = "from hypothesis import settings\nsettings.register_profile('fewer', max_examples=20)\n"
+    fewer = "from hypothesis import settings\nsettings.register_profile('fewer', max_examples=8)\n"
     (folder / "packages" / "fewer.py").write_text(fewer + "settings.load_profile('fewer')\n")
     venv.create(folder / "environment", with_pip=False)
     python = folder / "environment" / "bin" / "python"

@@ -63,7 +63,7 @@ def plan_depth(
         model: as for `calibrate`.
         scheduler: of the run: whatever `as_scheduler` takes.
         samples: noise, conditioning and seeds to measure and to choose on, two at least. Judge the plan on others.
-        work: most FLOPs of a run, a part of those of N full calls.
+        work: most FLOPs of a run, a part of those of N full calls; rounded down to whole calls.
         site: of the places inside.
         output: spec of the substitute for skipped calls.
         inside: spec of the substitute at the places, a linear combination.
@@ -90,7 +90,8 @@ def plan_depth(
     line = as_extrapolation(substitute_on(inside, found, profile))
     curve = [Solution(point.budget, point.predicted, point.refreshes) for point in whole.curve]
     alone = steps_alone(measured, next(one for one in curve if one.budget == whole.budget), steps)
-    solved = depth_solutions(measured, whole.timesteps, np.array(whole.weights), curve, work, line)
+    weights, equal = np.array(whole.weights), whole.budget / steps
+    solved = depth_solutions(measured, whole.timesteps, weights, curve, equal, line)
     deep = [one for one in solved if any(part != one.calls for part in one.steps)][:candidates]
     made = [_record(one, whole, measured, site, output, inside) for one in (alone, *deep)]
     tried = _tried(made, profile, model, found, samples, progress, console)

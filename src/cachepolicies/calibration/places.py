@@ -63,6 +63,8 @@ def measure_places(
             f"scheduler {found.name!r} makes {found.evaluations_per_step} evaluations a step; places are measured for "
             "samplers that make one"
         )
+    if num_steps < 2:
+        raise SettingsError(f"num_steps is {num_steps}; what a stand-in does is seen from the second step on")
     network = network_of(model)
     if network is None:
         raise NeedsError(
@@ -130,6 +132,12 @@ class _Watched:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         number = self._calls[module] = self._calls.get(module, 0) + 1
         place = self._of[module].get(number)
+        if place is None and number > max(self._of[module]):
+            known = self._of[module][max(self._of[module])].partition(AGAIN)[0]
+            raise SettingsError(
+                f"place {known!r} is reached {number} times in a call; a module that runs several times needs a place "
+                f"for each: {known + AGAIN + str(number)!r} would be its next"
+            )
         if place is None:
             return None
         if self.counter is not None:

@@ -11,6 +11,14 @@ from torch import Tensor
 from cachepolicies.adapters.find import network_of
 from cachepolicies.base.models import model_class_name
 from cachepolicies.contracts.site import ResolvedSite
+from cachepolicies.engine.call import WHOLE
+
+
+def modules_inside(site: ResolvedSite | None) -> int:
+    """Return how many modules a site has beside the call itself, which is a place of its own then; 0 for others."""
+    if site is None or WHOLE not in site.places or WHOLE in site.modules:
+        return 0
+    return len(site.modules)
 
 
 class CountedDenoiser:
@@ -48,7 +56,7 @@ class CountedDenoiser:
         with ExitStack() as stack:
             for module in modules.values():
                 stack.callback(module.register_forward_pre_hook(lambda *_: self._count()).remove)
-            self._inside = bool(modules)
+            self._inside = bool(modules) and not modules_inside(site)
             try:
                 yield
             finally:

@@ -14,12 +14,13 @@ from attrs import frozen
 from torch import Tensor
 
 from cachepolicies.base.errors import CacheWarning, RunError
-from cachepolicies.comparison._counted import CountedDenoiser
+from cachepolicies.comparison._counted import CountedDenoiser, modules_inside
 from cachepolicies.comparison._progress import ReportProgress
 from cachepolicies.comparison.candidate import Candidate, ForeignDenoiser
 from cachepolicies.comparison.results import Change
 from cachepolicies.comparison.workload import Inputs, Workload
 from cachepolicies.contracts.scheduler import Scheduler
+from cachepolicies.engine.call import WHOLE
 from cachepolicies.engine.trace import Trace
 from cachepolicies.profiles.load import load_profile
 from cachepolicies.profiles.schema import Profile
@@ -217,7 +218,9 @@ def _audit_batch(
     )
     trace = sampler.cached.trace
     evaluated, counted = sum(record.model_called for record in trace.records), sampler.counted.evaluations
-    if counted != evaluated + trace.audit_calls + trace.verified_calls:
+    aside = sum(r.place == WHOLE and (r.audit is not None or r.verified) for r in trace.records)
+    inside = modules_inside(sampler.cached.resolved_site)
+    if counted != evaluated + trace.audit_calls + trace.verified_calls + aside * inside:
         raise RunError(
             f"audit of {candidate.label}: the model was evaluated {counted} times, but the trace counts {evaluated} "
             f"evaluations, {trace.verified_calls} that verify and {trace.audit_calls} audits"

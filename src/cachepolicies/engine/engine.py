@@ -283,6 +283,8 @@ class ServedCall:
             group.branch = call.branch
         # Nothing is cached for a policy that never reuses, and there is nothing to look at.
         decision = check.sound(run, group, call, key, wanted, self.entering) if engine.reuses else wanted
+        if led:
+            group.decision = decision  # places inside of this one come before it is concluded, and follow it
         return Turn(arrival, key, group, decision, True not in decision.reuse, step, led)
 
     def take(self, turn: Turn, output: Tensor) -> Tensor:

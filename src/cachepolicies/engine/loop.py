@@ -24,7 +24,7 @@ from cachepolicies.base.host import index_on
 from cachepolicies.base.layout import Layout
 from cachepolicies.engine import check
 from cachepolicies.engine.audit import audited, verified
-from cachepolicies.engine.call import EVERY_ROW, Arrival, EvaluationRequest, Exchange
+from cachepolicies.engine.call import EVERY_ROW, WHOLE, Arrival, EvaluationRequest, Exchange
 from cachepolicies.engine.correct import corrected
 from cachepolicies.engine.memory import Evaluated
 from cachepolicies.engine.record import record
@@ -130,7 +130,8 @@ def evaluated(served: ServedCall, turn: Turn, fresh: Tensor, rows: list[int] | N
     before = memory.store(key)
     clipped = None if before is None else before.clipped
     _remember(served, turn, fresh, rows)
-    if not substitute.corrects or before is None:
+    # Inside of a network the forward goes on with what its modules returned.
+    if not substitute.corrects or before is None or turn.arrival.place != WHOLE:
         return fresh
     return corrected(substitute, served.context(turn.arrival), memory.held(key).history, clipped, fresh, rows)
 

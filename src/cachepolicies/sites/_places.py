@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cachepolicies.base.errors import RunError, SettingsError
 from cachepolicies.contracts.signal import Signal, SignalInput
 from cachepolicies.contracts.site import ResolvedSite
+from cachepolicies.engine.call import WHOLE
 from cachepolicies.engine.engine import ServedCall
 from cachepolicies.engine.invocation import Invocation
 from cachepolicies.sites._gate import Handler, gates
@@ -35,11 +36,13 @@ class Underway:
         rows: of the caller's batch.
         reached: places that the forward has come to.
         calls: of modules that are places, so far.
+        aside: whether the forward is run to look at only, an audit say: every place is computed, and none remembered.
     """
 
     def __init__(self, served: ServedCall, invocation: Invocation) -> None:
         self.served, self.invocation, self.rows = served, invocation, invocation.batch
         self.reached: set[str] = set()
+        self.aside = False
         self.calls: dict[nn.Module, int] = {}
         self.counter: CountedFlops | None = None
         self.counted: dict[str, int] = {}
@@ -151,7 +154,8 @@ class PlacesSite(ResolvedSite, Generic[U]):
             with gates(handlers), self._measuring(now, invocation):
                 output = self.run(now, invocation)
             self.over(now)
-            self._lacking = not now.reached <= self._shares.keys()
+            if now.reached != {WHOLE}:  # of a call that was skipped as a whole nothing can be told
+                self._lacking = not now.reached <= self._shares.keys()
             served.leave()
             return output
         except BaseException:

@@ -170,6 +170,8 @@ class ModulesSite(PlacesSite[Underway]):
             RunError: the module was called more often in this call than it has places.
         """
         now = self._underway[get_ident()]
+        if now.aside:
+            return run(*args, **kwargs)
         number = now.calls[module] = now.calls.get(module, 0) + 1
         place = places.get(number)
         if place is None:
@@ -193,11 +195,8 @@ class ModulesSite(PlacesSite[Underway]):
             turn = served.ask(arrival)
             if turn.whole:
                 returned = run(*args, **kwargs) if now.counter is None else now.counting(place, run, args, kwargs)
-                fresh = _packed(served, turn, returned, now.rows)
-                flows = served.take(turn, fresh)
-                if flows is fresh or not self.replaces_evaluations:
-                    return returned
-                return served.kept(place).filled(flows, now.rows)
+                served.take(turn, _packed(served, turn, returned, now.rows))
+                return returned
         except BaseException:
             served.fail()
             raise

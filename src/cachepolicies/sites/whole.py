@@ -18,8 +18,8 @@ from cachepolicies.sites.modules import ModulesSite
 class OutputAndModulesSite(ModulesSite):
     """The output of the denoiser as the first place, named ``""``, and around it the modules of another site.
 
-    Where the output is reused nothing runs, and no other place is reached. A policy decides place by place: with one
-    decision a call the modules inside never differ from the output.
+    Where the output is reused nothing runs, and no other place is reached. A policy has to decide place by place to
+    gain from it: with one decision a call, modules are computed wherever the call is.
     """
 
     def __init__(self, site: ModulesSite, network: nn.Module, name: str, signals: Mapping[str, Signal]) -> None:
@@ -40,7 +40,7 @@ class OutputAndModulesSite(ModulesSite):
 
     @property
     def replaces_evaluations(self) -> bool:
-        """Yes, at every place: a substitute may correct what was evaluated."""
+        """Yes, at the output: a substitute may correct what the call gave, and no module inside."""
         return True
 
     def run(self, now: Underway, invocation: Invocation) -> Any:
@@ -57,8 +57,9 @@ class OutputAndModulesSite(ModulesSite):
                     if output is not None and done.value is fresh:
                         return output
                     return now.served.kept(WHOLE).fill(done.value)
-                before = now.work
+                before, now.aside = now.work, wanted.audit
                 returned = invocation.run(None)
+                now.aside = False
                 now.note_work(WHOLE, before)
                 fresh = tensor_of(returned)
                 if not wanted.audit:

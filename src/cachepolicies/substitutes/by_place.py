@@ -106,10 +106,20 @@ class ByPlace(Substitute):
     def predict(self, context: Context, history: Sequence[Refresh]) -> Tensor | Prediction:
         """Return the stand-in of the one that the place has."""
         one = self.at(context.place)
-        return one.predict(context, history[: one.history])
+        return one.predict(_of(one, context), history[: one.history])
 
     def correction(self, context: Context, history: Sequence[Refresh]) -> Tensor | None:
         """Return the correction of the output's; nothing inside."""
         if context.place != WHOLE:
             return None
-        return self.output.correction(context, history[: self.output.history])
+        return self.output.correction(_of(self.output, context), history[: self.output.history])
+
+
+def _of(one: Substitute, context: Context) -> Context:
+    """Return the present as one of the two asked for it."""
+    return evolve(
+        context,
+        input=context.input if one.wants_input else None,
+        passed=context.passed[: one.recalls],
+        entered=context.entered[: one.recalls] if one.wants_input else (),
+    )
