@@ -7,6 +7,7 @@ OLDEST_PYTHON ?= $(firstword $(shell for p in python3.10 python3.11 python3.12; 
 INSTALLED := $(VENV)/.installed
 INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_BENCH := $(VENV)/.installed-bench
+METHODS := PYTHONPATH=plugins/cachepolicies-classics/src:plugins/cachepolicies-drafts/src
 MODELS := video_dit image_dit photo_unet sound_transformer
 
 .DEFAULT_GOAL := help
@@ -104,7 +105,7 @@ bench: $(INSTALLED)
 	$(BIN)/python bench/speedup.py
 	$(BIN)/python bench/inplace.py
 	$(BIN)/python bench/added.py
-	$(BIN)/python bench/places.py
+	$(METHODS) $(BIN)/python bench/places.py
 
 bench-budgets: $(INSTALLED)
 	$(BIN)/python bench/budgets.py
@@ -121,11 +122,11 @@ bench-depth: $(INSTALLED)
 	$(BIN)/python bench/depth.py
 
 bench-peers: $(INSTALLED_BENCH)
-	$(BIN)/python bench/peers/run.py
+	$(METHODS) $(BIN)/python bench/peers/run.py
 	$(BIN)/python bench/peers/page.py
 
 bench-peers-short: $(INSTALLED_BENCH)
-	$(BIN)/python bench/peers/repeat.py
+	$(METHODS) $(BIN)/python bench/peers/repeat.py
 
 study: $(INSTALLED)
 	$(BIN)/python bench/study

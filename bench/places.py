@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from attrs import frozen
@@ -30,6 +29,7 @@ from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcas
 from torch import Tensor, nn
 
 import cachepolicies
+from added import tiny
 from cachepolicies import PolicySettings
 from cachepolicies_classics import FORA, PAB
 
@@ -61,29 +61,6 @@ class Variant:
     off: Callable[[], None]
     computed: Sequence[bool]
     tell: Callable[[float], object] = float
-
-
-def tiny(blocks: int) -> Any:
-    """Return a Wan transformer with two attentions and an MLP a block, about 0.6 ms a block."""
-    torch.manual_seed(0)
-    return (
-        diffusers.WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=16,
-            freq_dim=16,
-            ffn_dim=24,
-            num_layers=blocks,
-            cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-            rope_max_seq_len=32,
-        )
-        .requires_grad_(False)
-        .eval()
-    )
 
 
 class Little(nn.Module):

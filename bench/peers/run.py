@@ -1,4 +1,4 @@
-"""Caches side by side at equal work: ``make bench-peers``, or ``python bench/peers/run.py MODEL ...``.
+"""Caches side by side at equal work: ``make bench-peers``; or a few models, ``python bench/peers/run.py MODEL ...``.
 
 diffusers' own caches, cache-dit, hicache-pp and this library, each swept over its settings, on the twins of the
 reference models with several solvers. The work is the part of the uncached run's FLOPs that was executed. Every row of

@@ -63,6 +63,7 @@ class Engine:
         looks_at_input: whether policy or substitute look at what goes into a place.
         keeps_outputs_only: whether the substitute needs nothing but outputs, and changes no evaluation.
         recalls: whether what flowed on is kept for the substitute.
+        verifies_in_calls: whether the policy decides once a call, and may have places verified.
         tells_of_places: whether policy or watch are told what flows on from every place.
     """
 
@@ -88,6 +89,7 @@ class Engine:
     looks_at_input: bool = field(init=False, repr=False)
     keeps_outputs_only: bool = field(init=False, repr=False)
     recalls: bool = field(init=False, repr=False)
+    verifies_in_calls: bool = field(init=False, repr=False)
     tells_of_places: bool = field(init=False, repr=False)
 
     @reuses.default
@@ -135,6 +137,10 @@ class Engine:
     @recalls.default
     def _wanted_past(self) -> bool:
         return self.reuses and self.substitute.recalls > 0
+
+    @verifies_in_calls.default
+    def _verified_with_the_call(self) -> bool:
+        return self.policy.verifies and not self.by_place
 
     @tells_of_places.default
     def _who_is_told(self) -> bool:
@@ -400,7 +406,7 @@ class ServedCall:
         Raises:
             PolicyError: a place that was to be verified was not reached.
         """
-        if self.engine.policy.verifies and not self.engine.by_place:
+        if self.engine.verifies_in_calls:
             self._check_verified()
         if self.run.writes_input is None and self.engine.looks:
             self.run.writes_input = self._was_written_on()

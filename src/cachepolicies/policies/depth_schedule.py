@@ -158,7 +158,7 @@ class FollowsPlaces(CachePolicy):
         Raises:
             SettingsError: the run announced the number of its steps only, and t is not the plan's.
         """
-        self.clock.decide(step, state)
+        self.clock.check(step)
         if step.index in self.steps[step.place]:
             return Decision.same(False, ScheduleReason.EVALUATION, step.run.decisions)
         return Decision.same(True, ScheduleReason.REUSE, step.run.decisions)

@@ -184,11 +184,19 @@ class FollowsSteps(CachePolicy):
         Raises:
             SettingsError: the run announced the number of its steps only, and t is not the plan's.
         """
-        if self.timesteps is not None and step.run.timesteps is None and step.index is not None:
-            self._check_level(self.timesteps, step.index, step.t)
+        self.check(step)
         if step.index in state:
             return Decision.same(False, ScheduleReason.EVALUATION, step.run.decisions)
         return Decision.same(True, ScheduleReason.REUSE, step.run.decisions)
+
+    def check(self, step: Step) -> None:
+        """Check that t is the plan's, where the run announced the number of its steps only.
+
+        Raises:
+            SettingsError: it is not.
+        """
+        if self.timesteps is not None and step.run.timesteps is None and step.index is not None:
+            self._check_level(self.timesteps, step.index, step.t)
 
     def _check_level(self, levels: tuple[float, ...], index: int, t: float) -> None:
         """Check that t lies in the plan's step ``index``: at its start, or before the next (a Heun step)."""
